@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from itertools import pairwise
+
+from vmtenancy.controller.allocator import Allocator
+from vmtenancy.controller.metrics import Metrics
+from vmtenancy.kube.cache import Cache
+from vmtenancy.kube.errors import ConflictError
+from vmtenancy.kube.executor import Outcome
+from vmtenancy.reconcile.kinds import KINDS
+from vmtenancy.reconcile.steps import Apply, Chain, Object, Plan
+from vmtenancy.reconcile.world import World
+
+NOTHING = Plan()
+
+
+def pod(name: str, version: int) -> Object:
+    meta = {"name": name, "namespace": "ns", "uid": name, "resourceVersion": str(version)}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta}
+
+
+def chain(why: str, **data: str) -> Chain:
+    return Chain(why, (Apply({"kind": "ConfigMap", "metadata": {"name": why}, "data": data}),))
+
+
+class Recorder:
+    """Stands in for the executor: notes what it was given, and fails what the test says."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.failing: set[str] = set()
+        self.stopped = False
+        self.waiting = 0
+        self.hang: asyncio.Event | None = None
+        self.cancelled = False
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    async def execute(self, plan: Plan) -> Sequence[Outcome]:
+        self.ran += [chain.why for chain in plan.chains]
+        if self.hang:
+            try:
+                await self.hang.wait()
+            except asyncio.CancelledError:
+                self.cancelled = True
+                raise
+        failures = {c.why: ConflictError("not now") for c in plan.chains if c.why in self.failing}
+        return [Outcome(c, 0 if c.why in failures else 1, failures.get(c.why)) for c in plan.chains]
+
+
+class Setup:
+    def __init__(self, planner: Callable[[World, float], Plan]) -> None:
+        self.leads = True
+        self.metrics = Metrics()
+        self.executor = Recorder()
+        self.cache = Cache(on_change=self.changed)
+        self.allocator = Allocator(
+            self.cache,
+            self.executor,  # type: ignore[arg-type]
+            planner,
+            leads=lambda: self.leads,
+            metrics=self.metrics,
+        )
+
+    def changed(self) -> None:
+        self.allocator.poke()
+
+    def sync(self) -> None:
+        for info in KINDS.values():
+            self.cache.relist(info, [], "1", begun_at=0)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.Task[None]]:
+        task = asyncio.create_task(self.allocator.run())
+        try:
+            yield task
+        finally:
+            self.allocator.stop()
+            await task
+
+    def count(self, name: str) -> float:
+        return self.metrics.registry.get_sample_value(name) or 0.0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - the condition is no event
+            await asyncio.sleep(0.005)
+
+
+async def test_nothing_is_planned_before_everything_is_known_and_the_lease_is_held() -> None:
+    plans: list[int] = []
+
+    def planner(world: World, now: float) -> Plan:
+        plans.append(len(world.objects["Pod"]))
+        return NOTHING
+
+    setup = Setup(planner)
+    setup.leads = False
+    async with setup.running():
+        setup.cache.observe("ADDED", pod("a", 2))
+        setup.sync()
+        await asyncio.sleep(0)
+        assert plans == []
+        setup.leads = True
+        setup.allocator.leadership(True)
+        await until(lambda: plans == [1])
+
+
+async def test_changes_while_a_plan_is_made_are_one_more_plan() -> None:
+    go_on, plans = threading.Event(), []
+
+    def planner(world: World, now: float) -> Plan:
+        plans.append(len(world.objects["Pod"]))
+        go_on.wait(10)
+        return NOTHING
+
+    setup = Setup(planner)
+    setup.sync()
+    async with setup.running():
+        await until(lambda: len(plans) == 1)
+        for number in range(50):
+            setup.cache.observe("ADDED", pod(f"p{number}", number + 2))
+        assert plans == [0], "one plan at a time"
+        go_on.set()
+        await until(lambda: len(plans) == 2)
+        assert plans == [0, 50]
+
+
+async def test_the_loop_stays_responsive_while_a_plan_is_made() -> None:
+    ticks = 0
+
+    def planner(world: World, now: float) -> Plan:
+        end = time.perf_counter() + 0.3
+        while time.perf_counter() < end:
+            sum(range(1000))
+        return NOTHING
+
+    setup = Setup(planner)
+    setup.sync()
+    async with setup.running():
+        while setup.count("vmtenancy_plan_seconds_count") < 1:
+            ticks += 1
+            await asyncio.sleep(0.005)
+    assert ticks > 5, "renewing the lease would have had its turns"
+
+
+async def test_plans_again_at_the_time_that_the_plan_names() -> None:
+    times: list[float] = []
+
+    def planner(world: World, now: float) -> Plan:
+        times.append(now)
+        return Plan(retry_at=now + 0.2) if len(times) < 3 else NOTHING
+
+    setup = Setup(planner)
+    setup.sync()
+    async with setup.running():
+        await until(lambda: len(times) == 3)
+    assert all(later - earlier >= 0.19 for earlier, later in pairwise(times))
+
+
+async def test_a_chain_that_fails_waits_longer_each_time_and_holds_nobody_up() -> None:
+    setup = Setup(lambda world, now: Plan((chain("bad"), *(chain(name) for _, name in world.objects["Pod"]))))
+    setup.executor.failing = {"bad"}
+    setup.sync()
+    async with setup.running():
+        await until(lambda: setup.executor.ran.count("bad") >= 4)
+        for number in range(10):
+            setup.cache.observe("ADDED", pod(f"good{number}", number + 2))
+            await until(lambda: f"good{number}" in setup.executor.ran)  # noqa: B023
+    assert setup.executor.ran.count("bad") < setup.executor.ran.count("good0")
+    assert setup.count("vmtenancy_chains_failed_total") == setup.executor.ran.count("bad")
+
+
+async def test_a_failing_chain_is_tried_at_once_when_it_is_another_one() -> None:
+    content = {"v": "wrong"}
+    setup = Setup(lambda world, now: Plan((chain("c", **content),)) if content else NOTHING)
+    setup.executor.failing = {"c"}
+    setup.sync()
+    async with setup.running():
+        await until(lambda: setup.executor.ran.count("c") >= 5)  # the next delay is over a second
+        before = len(setup.executor.ran)
+        content["v"] = "right"
+        setup.executor.failing = set()
+        started = time.monotonic()
+        setup.allocator.poke()
+        await until(lambda: len(setup.executor.ran) > before)
+        assert time.monotonic() - started < 1.2
+        content.clear()
+
+
+async def test_versions_do_not_make_another_chain() -> None:
+    versions = iter(range(1000))
+
+    def planner(world: World, now: float) -> Plan:
+        meta = {"name": "x", "resourceVersion": str(next(versions))}
+        return Plan((Chain("c", (Apply({"kind": "ConfigMap", "metadata": meta}),)),))
+
+    setup = Setup(planner)
+    setup.executor.failing = {"c"}
+    setup.sync()
+    async with setup.running():
+        await until(lambda: setup.executor.ran.count("c") >= 3)
+        for _ in range(20):
+            setup.allocator.poke()
+            await asyncio.sleep(0.005)
+        assert setup.executor.ran.count("c") <= 5
+
+
+async def test_a_planner_that_raises_is_asked_again() -> None:
+    calls: list[int] = []
+
+    def planner(world: World, now: float) -> Plan:
+        calls.append(1)
+        if len(calls) < 3:
+            raise ZeroDivisionError
+        return Plan((chain("done"),)) if len(calls) == 3 else NOTHING
+
+    setup = Setup(planner)
+    setup.sync()
+    async with setup.running():
+        await until(lambda: setup.executor.ran == ["done"])
+    assert setup.count("vmtenancy_plan_errors_total") == 2
+
+
+async def test_a_lost_lease_drops_what_is_being_written_and_a_new_term_goes_on() -> None:
+    setup = Setup(lambda world, now: Plan((chain("long"),)))
+    setup.executor.hang = asyncio.Event()
+    setup.sync()
+    async with setup.running():
+        await until(lambda: setup.executor.ran == ["long"])
+        setup.leads = False
+        setup.allocator.leadership(False)
+        await until(lambda: setup.executor.cancelled)
+        assert setup.executor.ran == ["long"]
+        setup.executor.hang.set()
+        setup.leads = True
+        setup.allocator.leadership(True)
+        await until(lambda: len(setup.executor.ran) > 1)
+
+
+async def test_stop_waits_for_the_chains_in_hand() -> None:
+    setup = Setup(lambda world, now: Plan((chain("long"),)))
+    setup.executor.hang = asyncio.Event()
+    setup.sync()
+    async with setup.running() as task:
+        await until(lambda: setup.executor.ran == ["long"])
+        setup.allocator.stop()
+        await asyncio.sleep(0)
+        assert setup.executor.stopped
+        assert not task.done()
+        setup.executor.hang.set()
+        await until(task.done)
+    assert not setup.executor.cancelled

@@ -1,0 +1,61 @@
+"""The main job on the real programs, with the invariants checked after every scene."""
+
+from __future__ import annotations
+
+import pytest
+
+from audit import writes_at_rest
+from vmtenancy.reconcile import check
+from vmtenancy.reconcile.steps import Object, Ref
+from vmtenancy.testing.controller import ControllerProcess
+from vmtenancy.testing.controlplane import ControlPlane
+from vmtenancy.testing.stage_cluster import ClusterStage
+from vmtenancy.testing.story import leftovers, tell
+from vmtenancy.testing.waiting import eventually
+
+pytestmark = [pytest.mark.cluster, pytest.mark.kubevirt, pytest.mark.vcluster]
+
+Manifests = dict[str, list[Object]]
+LAB = Ref("VirtualCluster", "llm", "lab")
+
+
+def test_the_story_on_the_real_programs(
+    virtualization: ControlPlane, controller: ControllerProcess, stage: ClusterStage, manifests: Manifests
+) -> None:
+    titles = []
+    for scene in tell(stage, manifests):
+        titles.append(scene.title)
+        assert check(scene.world) == [], scene.title
+        if scene.title.startswith("A pod with two GPUs"):
+            inside = eventually(
+                "the pod inside to be Running", lambda: _running(stage.get_inside(LAB, Ref("Pod", "default", "finetune")))
+            )
+            (outside,) = [p for p in scene.world.of("Pod") if p["metadata"]["name"].startswith("finetune-x-")]
+            assert inside["spec"]["nodeName"] == outside["spec"]["nodeName"]
+        if scene.title.startswith("A request over quota"):
+            message = scene.decided[0]
+            assert "pool h100: needs 4 GPUs, 2.75 free" in message
+            assert "held by GpuVM vision/trainer 2" in message
+            assert writes_at_rest(virtualization) == [], "I7"
+    assert len(titles) == 8
+    assert leftovers(stage.world()) == []
+
+
+@pytest.mark.parametrize("victim", ["A virtual machine with two whole GPUs", "A virtual cluster with", "Room is made"])
+def test_a_killed_controller_goes_on(
+    controller: ControllerProcess, stage: ClusterStage, manifests: Manifests, victim: str
+) -> None:
+    def during(title: str) -> None:
+        if title.startswith(victim):
+            controller.kill_and_restart()
+
+    for scene in tell(stage, manifests, during=during):
+        assert check(scene.world) == [], scene.title
+        owners = [obj["spec"]["owner"]["uid"] for obj in scene.world.of("GpuAllocation")]
+        assert len(owners) == len(set(owners)), "nothing is granted twice"
+    (ledger,) = stage.world().of("GpuLedger")
+    assert ledger["spec"]["released"] == [] or leftovers(stage.world()) == []
+
+
+def _running(pod: Object) -> Object | None:
+    return pod if pod["status"].get("phase") == "Running" else None

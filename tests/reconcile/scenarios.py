@@ -1,0 +1,112 @@
+"""What people do to a small fleet, as lists of acts: the crash points of each are enumerated from the writes it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lab import Act, Lab, fork, gpu_pod, gpu_vm, namespace, small_lab, tenant, virtual_cluster
+
+from vmtenancy.api.names import API_VERSION
+
+
+def applying(*objects: dict[str, object]) -> Act:
+    return lambda lab: lab.apply(*objects)
+
+
+def deleting(kind: str, home: str, *names: str) -> Act:
+    def act(lab: Lab) -> None:
+        for name in names:
+            lab.delete(kind, home, name)
+
+    return act
+
+
+def editing(kind: str, home: str, name: str, **spec: object) -> Act:
+    return lambda lab: lab.edit(kind, home, name, **spec)
+
+
+def running_inside(*pods: dict[str, object]) -> Act:
+    def act(lab: Lab) -> None:
+        for pod in pods:
+            lab.inside("lab", pod)
+
+    return act
+
+
+def _ended_inside(lab: Lab) -> None:
+    for pod in lab.pods("vc-llm--lab"):
+        lab.cluster.replace({**pod, "status": {"phase": "Succeeded"}}, status=True)
+
+
+def _restarted(lab: Lab) -> None:
+    lab.delete("VirtualMachineInstance", "vision", "a")
+
+
+SCENARIOS: dict[str, Sequence[Act]] = {
+    "create and delete a machine": [applying(gpu_vm("a", 2)), deleting("GpuVM", "vision", "a")],
+    "a machine and its keys": [
+        applying(gpu_vm("a", sshKeys=[{"publicKey": "ssh-ed25519 AAAA ada"}])),
+        deleting("GpuVM", "vision", "a"),
+    ],
+    "over quota, until room is made": [
+        applying(gpu_vm("a", 3), gpu_vm("b", 2)),
+        deleting("GpuVM", "vision", "a"),
+        deleting("GpuVM", "vision", "b"),
+    ],
+    "stop and start, released": [
+        applying(gpu_vm("a", 2)),
+        editing("GpuVM", "vision", "a", runStrategy="Halted"),
+        applying(gpu_vm("b", 4)),
+        editing("GpuVM", "vision", "a", runStrategy="Always"),
+        deleting("GpuVM", "vision", "b"),
+    ],
+    "stop and start, held": [
+        applying(gpu_vm("a", 2, whenStopped="Hold")),
+        editing("GpuVM", "vision", "a", runStrategy="Halted"),
+        editing("GpuVM", "vision", "a", runStrategy="Always"),
+        deleting("GpuVM", "vision", "a"),
+    ],
+    "restart": [applying(gpu_vm("a", 2)), _restarted],
+    "other GPUs for a machine": [
+        applying(gpu_vm("a")),
+        editing("GpuVM", "vision", "a", gpus=[{"class": "quarter", "count": 2}]),
+        editing("GpuVM", "vision", "a", gpus=[{"class": "whole", "count": 3}]),
+    ],
+    "quarters of one GPU": [
+        applying(*(gpu_vm(name, of="quarter") for name in "abc")),
+        deleting("GpuVM", "vision", "b"),
+        applying(gpu_vm("d", 2, of="quarter", namespace="llm")),
+    ],
+    "a virtual cluster and its pods": [
+        applying(virtual_cluster(guaranteed=1, most=2)),
+        running_inside(gpu_pod("p"), gpu_pod("q"), gpu_pod("r")),
+        _ended_inside,
+        deleting("VirtualCluster", "llm", "lab"),
+    ],
+    "a virtual cluster goes with all in it": [
+        applying(virtual_cluster(guaranteed=0, most=2)),
+        running_inside(gpu_pod("p"), gpu_pod("q")),
+        deleting("VirtualCluster", "llm", "lab"),
+    ],
+    "pods in a tenant's namespace": [
+        applying(gpu_pod("p", 2, namespace="llm"), gpu_pod("q", namespace="llm")),
+        deleting("Pod", "llm", "p"),
+        deleting("Pod", "llm", "q"),
+    ],
+    "a namespace that moves": [
+        applying(namespace("shared"), tenant("vision", 3, namespaces=["vision", "shared"])),
+        applying(gpu_vm("a", namespace="shared")),
+        applying(tenant("vision", 3), tenant("llm", 3, namespaces=["llm", "shared"])),
+        deleting("GpuVM", "shared", "a"),
+    ],
+    "everything at once, then nothing": [
+        applying(gpu_vm("a", 2), gpu_vm("b", 2), virtual_cluster(), gpu_pod("p", namespace="llm")),
+        lambda lab: [act(lab) for act in _DELETE_ALL] and None,
+    ],
+}
+_DELETE_ALL = (
+    deleting("GpuVM", "vision", "a", "b"),
+    deleting("VirtualCluster", "llm", "lab"),
+    deleting("Pod", "llm", "p"),
+    deleting("Tenant", "", "vision", "llm"),
+)

@@ -1,0 +1,378 @@
+"""The real vCluster on the real control plane: from the chart's objects to pods that run, and to nothing left."""
+
+import base64
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from vmtenancy.api.names import CONTROLLER_USER, GATE
+from vmtenancy.helm import Chart
+from vmtenancy.testing import build, fleet
+from vmtenancy.testing.cleanup import Snapshot
+from vmtenancy.testing.controlplane import ControlPlane
+from vmtenancy.testing.vcluster import NODE, SCHEDULING, VClusterRunner, can_run
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.vcluster,
+    pytest.mark.skipif(can_run() is not None, reason=str(can_run())),
+]
+
+Object = dict[str, Any]
+T = TypeVar("T")
+POOL = {"pool.example/gpu": "shared"}
+
+
+def control_plane_values() -> Object:
+    """Chart values for a tenant on shared GPU nodes: no tenant may touch nodes, quota is a backstop."""
+    return {
+        "controlPlane": {
+            # Without it the syncer creates no pod at all: it waits for the address of a DNS service.
+            "coredns": {"enabled": True, "deployment": {"image": "registry.example/coredns:1.12"}},
+            # The syncer writes an annotation into this map and panics if there is none.
+            "service": {"annotations": {"vmtenancy.io/virtual-cluster": "lab"}},
+            "statefulSet": {
+                "image": {"registry": "registry.example", "repository": "vcluster", "tag": "0.30.0"},
+                "scheduling": dict(SCHEDULING),
+            },
+        },
+        "sync": {
+            "fromHost": {"nodes": {"enabled": True, "selector": {"labels": POOL}}},
+            # Else a pod's token stands in an annotation for all who may read pods.
+            "toHost": {"pods": {"useSecretsForSATokens": True}},
+        },
+        "networking": {"advanced": {"proxyKubelets": {"byIP": False, "byHostname": False}}},
+        # Of the host the syncer sees nodes; what the chart gives by default includes everybody's pods.
+        "rbac": {
+            "clusterRole": {
+                "overwriteRules": [
+                    {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]}
+                ]
+            },
+            "enableVolumeSnapshotRules": {"enabled": False},
+        },
+        # The chart's quota keeps its default limits beside ours, and its own pod fails them.
+        "policies": {
+            "resourceQuota": {"enabled": False},
+            "limitRange": {"enabled": False},
+            "networkPolicy": {"enabled": True},
+        },
+        "telemetry": {"enabled": False},
+    }
+
+
+def gate_policies() -> list[Object]:
+    """The gate in small: added on CREATE, and kept on UPDATE against everyone but the controller."""
+    gates = "object.spec.?schedulingGates.orValue([])"
+    add = f'Object{{spec: Object.spec{{schedulingGates: [Object.spec.schedulingGates{{name: "{GATE}"}}]}}}}'
+    conditions = {
+        "CREATE": ["object.spec.containers.exists(c, 'nvidia.com/gpu' in c.?resources.limits.orValue({}))"],
+        "UPDATE": [
+            f"oldObject.spec.?schedulingGates.orValue([]).exists(g, g.name == '{GATE}')",
+            f"!{gates}.exists(g, g.name == '{GATE}')",
+            f"request.userInfo.username != '{CONTROLLER_USER}'",
+        ],
+    }
+    objects: list[Object] = []
+    for operation, expressions in conditions.items():
+        name = f"test-gate-{operation.lower()}"
+        rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": [operation], "resources": ["pods"]}
+        spec = {
+            "failurePolicy": "Fail",
+            "reinvocationPolicy": "IfNeeded",
+            "matchConstraints": {
+                "namespaceSelector": {"matchLabels": {"test-gated": "true"}},
+                "resourceRules": [rule],
+            },
+            "matchConditions": [{"name": f"c{i}", "expression": e} for i, e in enumerate(expressions)],
+            "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": add}}],
+        }
+        api = {"apiVersion": "admissionregistration.k8s.io/v1"}
+        objects += [
+            {**api, "kind": "MutatingAdmissionPolicy", "metadata": {"name": name}, "spec": spec},
+            {
+                **api,
+                "kind": "MutatingAdmissionPolicyBinding",
+                "metadata": {"name": name},
+                "spec": {"policyName": name},
+            },
+        ]
+    return objects
+
+
+def eventually(what: str, probe: Callable[[], T | None], deadline_s: float = 90.0) -> T:
+    """The first truthy answer of ``probe``; a request that fails counts as not yet."""
+    end = time.monotonic() + deadline_s
+    last: Exception | None = None
+    while time.monotonic() < end:
+        try:
+            if answer := probe():
+                return answer
+        except (subprocess.CalledProcessError, KeyError) as error:
+            last = error
+        time.sleep(0.1)
+    detail = last.stderr if isinstance(last, subprocess.CalledProcessError) else last
+    raise AssertionError(f"not within {deadline_s:g} s: {what} ({detail})")
+
+
+class Kubectl:
+    """A cluster as seen through one kubeconfig."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        self._command = [str(build.resolve("kubectl")), f"--kubeconfig={kubeconfig}"]
+
+    def __call__(self, *args: str, stdin: object = None) -> Any:
+        text = None if stdin is None else json.dumps(stdin)
+        done = subprocess.run([*self._command, *args], input=text, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout) if "-ojson" in args else done.stdout
+
+    def apply(self, objects: list[Object]) -> None:
+        self(
+            "apply",
+            "--server-side",
+            "--filename=-",
+            stdin={"apiVersion": "v1", "kind": "List", "items": objects},
+        )
+
+    def get(self, *args: str) -> Any:
+        return self("get", "-ojson", *args)
+
+
+class Tenant:
+    """A virtual cluster in a namespace of its own, applied from the chart as our controller does it."""
+
+    def __init__(self, host: Kubectl, chart: Chart, name: str, folder: Path) -> None:
+        self.host, self.name, self.namespace = host, name, f"vc-{name}"
+        self.objects = chart.render(name, self.namespace, control_plane_values())
+        self._kubeconfig = folder / f"{name}.yaml"
+
+    def apply(self) -> None:
+        labels = {"test-gated": "true"}
+        self.host.apply(
+            [
+                {
+                    "apiVersion": "v1",
+                    "kind": "Namespace",
+                    "metadata": {"name": self.namespace, "labels": labels},
+                }
+            ]
+        )
+        self.host.apply(self.objects)
+
+    def pod(self) -> Object:
+        return self.host.get("pod", f"{self.name}-0", "-n", self.namespace)  # type: ignore[no-any-return]
+
+    def login(self) -> Kubectl:
+        """Wait for the kubeconfig that users get and use it as it is."""
+        secret = eventually(
+            "kubeconfig", lambda: self.host.get("secret", f"vc-{self.name}", "-n", self.namespace)
+        )
+        self._kubeconfig.write_bytes(base64.b64decode(secret["data"]["config"]))
+        return Kubectl(self._kubeconfig)
+
+    def delete(self) -> None:
+        scoped = [o for o in self.objects if "namespace" not in o["metadata"]]
+        self.host(
+            "delete",
+            "--wait=false",
+            "--filename=-",
+            stdin={"apiVersion": "v1", "kind": "List", "items": scoped},
+        )
+        self.host("delete", "namespace", self.namespace, "--wait=true", "--timeout=60s")
+
+
+def gpu_pod(name: str, gpus: int) -> Object:
+    container = {
+        "name": "main",
+        "image": "registry.example/cuda",
+        "resources": {"limits": {"nvidia.com/gpu": gpus, "cpu": "1", "memory": "1Gi"}},
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"containers": [container], "terminationGracePeriodSeconds": 1},
+    }
+
+
+@pytest.fixture(scope="module")
+def chart() -> Chart:
+    folder = build.module_dir("vcluster", "github.com/loft-sh/vcluster", "chart")
+    return Chart(folder, helm=build.resolve("helm"), kube_version="v1.36.3")
+
+
+@pytest.fixture(scope="module")
+def host(control_plane: ControlPlane) -> Iterator[Kubectl]:
+    """The host: two GPU nodes that tenants may see, one that they may not, and the gate."""
+    before = Snapshot.take(control_plane)
+    kubectl = Kubectl(control_plane.kubeconfig)
+    nodes = [fleet.gpu_node(f"gpu-{i}", labels=POOL) for i in range(2)]
+    fleet.create(control_plane, [*nodes, fleet.gpu_node("other")])
+    kubectl.apply(gate_policies())
+    yield kubectl
+    before.restore()
+
+
+@pytest.fixture(scope="module")
+def runner(control_plane: ControlPlane, host: Kubectl) -> Iterator[VClusterRunner]:
+    with VClusterRunner(control_plane) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def lab(
+    host: Kubectl, chart: Chart, runner: VClusterRunner, tmp_path_factory: pytest.TempPathFactory
+) -> Tenant:
+    tenant = Tenant(host, chart, "lab", tmp_path_factory.mktemp("lab"))
+    tenant.apply()
+    return tenant
+
+
+@pytest.fixture(scope="module")
+def inside(lab: Tenant) -> Kubectl:
+    kubectl = lab.login()
+    eventually("service account", lambda: kubectl.get("serviceaccount", "default"))
+    return kubectl
+
+
+def host_pod(lab: Tenant, name: str) -> Object:
+    return lab.host.get("pod", f"{name}-x-default-x-{lab.name}", "-n", lab.namespace)  # type: ignore[no-any-return]
+
+
+def gates(pod: Object) -> list[str]:
+    return [g["name"] for g in pod["spec"].get("schedulingGates", [])]
+
+
+def test_the_chart_renders_what_is_expected(chart: Chart) -> None:
+    objects = chart.render("lab", "vc-lab", control_plane_values())
+    scoped = {(o["kind"], o["metadata"]["name"]) for o in objects if "namespace" not in o["metadata"]}
+    assert scoped == {("ClusterRole", "vc-lab-v-vc-lab"), ("ClusterRoleBinding", "vc-lab-v-vc-lab")}
+    assert {o["metadata"].get("namespace", "vc-lab") for o in objects} == {"vc-lab"}
+    assert sorted({o["kind"] for o in objects}) == [
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "NetworkPolicy",
+        "Role",
+        "RoleBinding",
+        "Secret",
+        "Service",
+        "ServiceAccount",
+        "StatefulSet",
+    ]
+
+
+def test_the_kubeconfig_of_the_secret_works_and_shows_the_selected_nodes(inside: Kubectl) -> None:
+    assert json.loads(inside("get", "--raw=/version"))["gitVersion"] == "v1.36.3"
+    names = eventually("nodes", lambda: [n["metadata"]["name"] for n in inside.get("nodes")["items"]])
+    assert sorted(names) == ["gpu-0", "gpu-1"]
+
+
+def test_a_gpu_pod_is_gated_until_the_controller_lifts_the_gate(
+    lab: Tenant, inside: Kubectl, control_plane: ControlPlane
+) -> None:
+    inside.apply([gpu_pod("train", 2)])
+    pod = eventually("host pod", lambda: host_pod(lab, "train"))
+    assert pod["metadata"]["labels"]["vcluster.loft.sh/managed-by"] == "lab"
+
+    def told() -> bool:
+        conditions = inside.get("pod", "train", "-n", "default")["status"].get("conditions", [])
+        return any(c.get("reason") == "SchedulingGated" for c in conditions)
+
+    eventually("SchedulingGated inside", told)
+    # The syncer has copied the virtual pod's gates (none) over ours, and the policy has put ours back.
+    pod = host_pod(lab, "train")
+    assert gates(pod) == [GATE]
+    strangers = Kubectl(control_plane.kubeconfig)
+    drop = json.dumps({"spec": {"schedulingGates": None}})
+    strangers("patch", "pod", pod["metadata"]["name"], "-n", lab.namespace, "--type=merge", f"--patch={drop}")
+    assert gates(host_pod(lab, "train")) == [GATE]
+
+    controller = Kubectl(control_plane.kubeconfig_for(CONTROLLER_USER, ["system:masters"]))
+    placed = {"spec": {"schedulingGates": None, "nodeSelector": {"kubernetes.io/hostname": "gpu-1"}}}
+    controller(
+        "patch",
+        "pod",
+        pod["metadata"]["name"],
+        "-n",
+        lab.namespace,
+        "--type=merge",
+        f"--patch={json.dumps(placed)}",
+    )
+
+    def running() -> Object | None:
+        found = inside.get("pod", "train", "-n", "default")
+        return found if found["status"]["phase"] == "Running" else None
+
+    found = eventually("Running inside", running)
+    assert found["spec"]["nodeName"] == "gpu-1"
+    assert host_pod(lab, "train")["spec"]["nodeName"] == "gpu-1"
+    inside("delete", "pod", "train", "-n", "default", "--timeout=30s")
+    left = f"-lvcluster.loft.sh/managed-by={lab.name},vcluster.loft.sh/namespace=default"
+    eventually("host pod gone", lambda: not lab.host.get("pod", "-n", lab.namespace, left)["items"])
+
+
+def test_the_syncer_has_the_charts_rights_and_they_are_enough(
+    lab: Tenant, inside: Kubectl, control_plane: ControlPlane
+) -> None:
+    writers = {
+        json.loads(line)["user"]["username"]
+        for line in control_plane.audit_log.read_text().splitlines()
+        if f"/namespaces/{lab.namespace}/secrets" in line
+    }
+    assert f"system:serviceaccount:{lab.namespace}:vc-lab" in writers
+    log = (control_plane.logs / f"vcluster-{lab.namespace}-lab-0.log").read_text()
+    assert [line for line in log.splitlines() if "forbidden" in line.lower()] == []
+
+
+def test_the_control_plane_pod_comes_back_with_its_data(lab: Tenant, inside: Kubectl) -> None:
+    inside("create", "configmap", "kept", "--from-literal=a=b", "-n", "default")
+    before = lab.pod()["metadata"]["uid"]
+    lab.host("delete", "pod", "lab-0", "-n", lab.namespace, "--timeout=30s")
+    eventually("another pod", lambda: lab.pod()["metadata"]["uid"] != before)
+    assert eventually("data", lambda: inside.get("configmap", "kept", "-n", "default"))["data"] == {"a": "b"}
+
+
+def test_a_second_tenant_is_ready_when_its_api_answers_and_leaves_nothing(
+    lab: Tenant,
+    inside: Kubectl,
+    chart: Chart,
+    runner: VClusterRunner,
+    control_plane: ControlPlane,
+    tmp_path: Path,
+) -> None:
+    tenant = Tenant(lab.host, chart, "second", tmp_path)
+    tenant.apply()
+    uid = eventually("a bound pod", lambda: tenant.pod()["spec"]["nodeName"] == NODE and tenant.pod())[
+        "metadata"
+    ]["uid"]
+    worker = eventually("a worker", lambda: runner.workers.get(uid))
+
+    def ready() -> bool:
+        status = lab.host.get("statefulset", "second", "-n", "vc-second")["status"]
+        return bool(status.get("readyReplicas"))
+
+    seen_unready = 0
+    while not ready():
+        seen_unready += 1
+        time.sleep(0.1)
+    assert seen_unready, "it was ready before anything had started"
+    assert worker.is_alive()
+    second = tenant.login()
+    second.apply([gpu_pod("other", 1)])
+    eventually(
+        "gated", lambda: gates(lab.host.get("pod", "other-x-default-x-second", "-n", "vc-second")) == [GATE]
+    )
+    with pytest.raises(subprocess.CalledProcessError, match="returned non-zero"):
+        inside.get("pod", "other", "-n", "default")
+
+    tenant.delete()
+    eventually("the worker to end", lambda: not worker.is_alive() and uid not in runner.workers)
+    left = subprocess.run(["pgrep", "-f", uid], capture_output=True, text=True, check=False).stdout
+    assert left == ""
+    kinds = "namespaces,persistentvolumes,clusterroles,clusterrolebindings"
+    eventually("nothing left", lambda: "second" not in lab.host("get", kinds, "-oyaml"))

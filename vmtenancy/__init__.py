@@ -1,0 +1,63 @@
+"""One fleet for GPU virtual machines and virtual clusters.
+
+The public API, for other controllers: describe a fleet and a quota tree, then ask what `decide` would admit,
+where, and why the rest waits. Everything here is typed, pure and needs no cluster. Names are imported when
+first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vmtenancy.api.gpuclass import PARTS_PER_GPU as PARTS_PER_GPU
+    from vmtenancy.core.admission import Admit as Admit
+    from vmtenancy.core.admission import Demand as Demand
+    from vmtenancy.core.admission import Wait as Wait
+    from vmtenancy.core.admission import decide as decide
+    from vmtenancy.core.explain.change import Explanation as Explanation
+    from vmtenancy.core.explain.change import explain as explain
+    from vmtenancy.core.fleet.arrays import Fleet as Fleet
+    from vmtenancy.core.fleet.model import DeviceFacts as DeviceFacts
+    from vmtenancy.core.fleet.model import Mode as Mode
+    from vmtenancy.core.fleet.model import NodeFacts as NodeFacts
+    from vmtenancy.core.fleet.model import Offering as Offering
+    from vmtenancy.core.fleet.model import Placement as Placement
+    from vmtenancy.core.fleet.model import Pool as Pool
+    from vmtenancy.core.fleet.model import Runtime as Runtime
+    from vmtenancy.core.quota.tree import CohortQuota as CohortQuota
+    from vmtenancy.core.quota.tree import PoolQuota as PoolQuota
+    from vmtenancy.core.quota.tree import QuotaTree as QuotaTree
+    from vmtenancy.core.quota.tree import TenantQuota as TenantQuota
+    from vmtenancy.errors import Problem as Problem
+    from vmtenancy.errors import VmtError as VmtError
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "PARTS_PER_GPU": "vmtenancy.api.gpuclass",
+    **dict.fromkeys(("Admit", "Demand", "Wait", "decide"), "vmtenancy.core.admission"),
+    **dict.fromkeys(("Explanation", "explain"), "vmtenancy.core.explain.change"),
+    "Fleet": "vmtenancy.core.fleet.arrays",
+    **dict.fromkeys(
+        ("DeviceFacts", "Mode", "NodeFacts", "Offering", "Placement", "Pool", "Runtime"),
+        "vmtenancy.core.fleet.model",
+    ),
+    **dict.fromkeys(("CohortQuota", "PoolQuota", "QuotaTree", "TenantQuota"), "vmtenancy.core.quota.tree"),
+    **dict.fromkeys(("Problem", "VmtError"), "vmtenancy.errors"),
+}
+
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604 (all of them are strings)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

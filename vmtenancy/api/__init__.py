@@ -1,0 +1,69 @@
+"""The kinds of `vmtenancy.io/v1alpha1` as models, and `parse` from raw objects to them.
+
+Names are loaded on first use: a program that only asks for labels and names does not pay for pydantic.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmtenancy.api.cohort import Cohort
+    from vmtenancy.api.common import Condition, Kind, ObjectMeta
+    from vmtenancy.api.gpuallocation import GpuAllocation
+    from vmtenancy.api.gpuclass import PARTS_PER_GPU, GpuClass
+    from vmtenancy.api.gpuledger import GpuLedger
+    from vmtenancy.api.gpunode import GpuNode
+    from vmtenancy.api.gpupool import GpuPool
+    from vmtenancy.api.gpuvm import GpuVM
+    from vmtenancy.api.parsing import KINDS, parse
+    from vmtenancy.api.quantity import Quantity
+    from vmtenancy.api.tenant import Tenant
+    from vmtenancy.api.virtualcluster import VirtualCluster
+
+_MODULES = {
+    "KINDS": "parsing",
+    "PARTS_PER_GPU": "gpuclass",
+    "Cohort": "cohort",
+    "Condition": "common",
+    "GpuAllocation": "gpuallocation",
+    "GpuClass": "gpuclass",
+    "GpuLedger": "gpuledger",
+    "GpuNode": "gpunode",
+    "GpuPool": "gpupool",
+    "GpuVM": "gpuvm",
+    "Kind": "common",
+    "ObjectMeta": "common",
+    "Quantity": "quantity",
+    "Tenant": "tenant",
+    "VirtualCluster": "virtualcluster",
+    "parse": "parsing",
+}
+
+__all__ = [
+    "KINDS",
+    "PARTS_PER_GPU",
+    "Cohort",
+    "Condition",
+    "GpuAllocation",
+    "GpuClass",
+    "GpuLedger",
+    "GpuNode",
+    "GpuPool",
+    "GpuVM",
+    "Kind",
+    "ObjectMeta",
+    "Quantity",
+    "Tenant",
+    "VirtualCluster",
+    "parse",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

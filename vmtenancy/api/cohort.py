@@ -1,0 +1,63 @@
+"""`Cohort`: a node of the quota tree. Members borrow what others of the cohort do not use."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from vmtenancy.api.common import AGE, ApiModel, Items, Kind, ObjectName, PrinterColumn, Rule, Status
+
+#: Whole GPUs.
+Gpus = Annotated[int, Field(ge=0, le=1_000_000)]
+
+
+class PoolQuota(ApiModel):
+    """Quota in one pool, in whole GPUs."""
+
+    pool: ObjectName = Field(description="The GpuPool.")
+    nominal: Gpus = Field(description="GPUs that are its own.")
+    borrowing_limit: Gpus | None = Field(
+        default=None, description="At most this many more, from what others do not use; unset: no limit."
+    )
+    lending_limit: Gpus | None = Field(
+        default=None, description="At most this many of its unused GPUs are lent to others; unset: no limit."
+    )
+
+
+class CohortSpec(ApiModel):
+    """Place in the tree, and quota of the cohort itself beside that of its members."""
+
+    parent: ObjectName | None = Field(default=None, description="The cohort above; unset: a root.")
+    quota: Annotated[tuple[PoolQuota, ...], Items(most=64, keys=("pool",))] = Field(
+        default=(), description="Quota that any member may borrow, per pool."
+    )
+
+
+class CohortStatus(Status):
+    """Whether the cohort stands in a tree. Condition `Ready`; reasons `ParentNotFound`, `CohortCycle`."""
+
+
+class Cohort(Kind):
+    """A node of the quota tree."""
+
+    plural: ClassVar = "cohorts"
+    short_name: ClassVar = "gcohort"
+    columns: ClassVar = (
+        PrinterColumn(name="Parent", json_path=".spec.parent"),
+        PrinterColumn(name="Ready", json_path='.status.conditions[?(@.type=="Ready")].status'),
+        AGE,
+    )
+    rules: ClassVar = (
+        Rule(
+            cel="!has(self.spec.parent) || self.spec.parent != self.metadata.name",
+            holds=lambda self: self.spec.parent != self.metadata.name,
+            expected="another cohort: a cohort is not its own parent",
+            field="spec.parent",
+            found="self.spec.parent",
+        ),
+    )
+
+    kind: Literal["Cohort"] = "Cohort"
+    spec: CohortSpec = CohortSpec()
+    status: CohortStatus = CohortStatus()

@@ -1,0 +1,271 @@
+"""`GpuVM`: a virtual machine with GPUs. Fields for what everyone sets, the `vm` overlay for the rest."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import Field
+
+from vmtenancy.api.common import (
+    AGE,
+    ApiModel,
+    DeviceId,
+    DnsLabel,
+    DnsSubdomain,
+    FreeText,
+    Items,
+    Kind,
+    ObjectName,
+    PrinterColumn,
+    Rule,
+    Status,
+    Text,
+    by_alias,
+)
+from vmtenancy.api.overlay import Overlay, OwnedPath
+from vmtenancy.api.quantity import Quantity
+
+Priority = Annotated[int, Field(ge=-1000, le=1000)]
+_Url = Annotated[str, Text(r"^https?://[^\s/]+(/\S*)?$", 2048, "an http or https URL")]
+_Image = Annotated[
+    str, Text(r"^[A-Za-z0-9][-A-Za-z0-9._/:@]*$", 512, "an image, for example registry.example/os:24.04")
+]
+_ParameterValue = Annotated[str, Field(max_length=4096)]
+_PublicKey = Annotated[
+    str,
+    Text(
+        r"^(ssh-|ecdsa-|sk-)[-a-z0-9@.]+ [A-Za-z0-9+/=]+( [^\r\n]*)?$",
+        8192,
+        "one public key as in authorized_keys",
+    ),
+]
+
+
+def exactly_one(*fields: str) -> Rule:
+    """The rule that exactly one of an object's `fields`, as the API names them, is set."""
+    given = [f"has(self.{name})" for name in fields]
+    return Rule(
+        cel=f"[{', '.join(given)}].filter(x, x).size() == 1",
+        holds=lambda self: sum(by_alias(self, name) is not None for name in fields) == 1,
+        expected=f"exactly one of {', '.join(fields)}",
+        found=f"({' || '.join(given)} ? 'several' : 'none')",
+    )
+
+
+class TemplateRef(ApiModel):
+    """The VM template that the virtual machine is made from."""
+
+    name: ObjectName = Field(default="default", description="Name of the template.")
+    parameters: dict[str, _ParameterValue] = Field(
+        default_factory=dict, max_length=64, description="Values of the template's parameters."
+    )
+
+
+class GpuRequest(ApiModel):
+    """GPUs of one class."""
+
+    class_: ObjectName = Field(alias="class", description="The GpuClass.")
+    count: Annotated[int, Field(ge=1, le=16)] = Field(default=1, description="How many units of it.")
+
+
+class Cpu(ApiModel):
+    """Processor of the virtual machine."""
+
+    cores: Annotated[int, Field(ge=1, le=512)] = Field(description="Cores.")
+
+
+class UrlSource(ApiModel):
+    """An image at a URL, imported once."""
+
+    url: _Url = Field(description="Where it is.")
+
+
+class RegistrySource(ApiModel):
+    """A container disk that is imported once into a volume, where changes to it last."""
+
+    image: _Image = Field(description="The image.")
+
+
+class PvcSource(ApiModel):
+    """A volume that is cloned."""
+
+    namespace: DnsLabel | None = Field(
+        default=None,
+        description="Its namespace, in which the author may create datavolumes/source; unset: the GpuVM's.",
+    )
+    name: DnsSubdomain = Field(description="The PersistentVolumeClaim.")
+
+
+class BlankSource(ApiModel):
+    """An empty disk: `blank: {}`."""
+
+
+class DiskImage(ApiModel):
+    """What a disk holds at first."""
+
+    container_disk: _Image | None = Field(
+        default=None, description="An image that is the disk; what is written to it is lost at a stop."
+    )
+    http: UrlSource | None = Field(default=None, description="An image at a URL.")
+    registry: RegistrySource | None = Field(default=None, description="A container disk, imported.")
+    pvc: PvcSource | None = Field(default=None, description="A volume, cloned.")
+    blank: BlankSource | None = Field(default=None, description="Nothing.")
+    rules: ClassVar = (exactly_one("containerDisk", "http", "registry", "pvc", "blank"),)
+
+
+class Disk(ApiModel):
+    """A disk of the virtual machine."""
+
+    name: DnsLabel = Field(description="Its name, unique in the virtual machine.")
+    image: DiskImage = Field(description="What it holds at first.")
+    size: Quantity | None = Field(default=None, description="Its size; a containerDisk brings its own.")
+    storage_class: DnsSubdomain | None = Field(
+        default=None, description="The StorageClass; unset: the default one."
+    )
+    rules: ClassVar = (
+        Rule(
+            cel="has(self.image.containerDisk) || has(self.size)",
+            holds=lambda self: self.image.container_disk is not None or self.size is not None,
+            expected="size: only a containerDisk has one of its own",
+            found="'no size'",
+        ),
+    )
+
+
+class Network(ApiModel):
+    """A network interface."""
+
+    name: DnsLabel = Field(description="Its name, unique in the virtual machine.")
+    multus: (
+        Annotated[
+            str,
+            Text(
+                r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+                253,
+                "a NetworkAttachmentDefinition: name or namespace/name",
+            ),
+        ]
+        | None
+    ) = Field(default=None, description="A NetworkAttachmentDefinition; unset: the pod network.")
+
+
+class SecretRef(ApiModel):
+    """A Secret in the same namespace."""
+
+    name: DnsSubdomain = Field(description="Its name.")
+
+
+class SshKey(ApiModel):
+    """A key that may log in."""
+
+    secret_ref: SecretRef | None = Field(
+        default=None, description="A Secret, each value of which is a public key."
+    )
+    public_key: _PublicKey | None = Field(default=None, description="The key itself.")
+    rules: ClassVar = (exactly_one("secretRef", "publicKey"),)
+
+
+_PLACEMENT: Final = "the placement engine chooses the node"
+_RUN: Final = "use spec.runStrategy"
+OWNED_VM_PATHS: Final = (
+    OwnedPath("running", "boolean", _RUN),
+    OwnedPath("runStrategy", "string", _RUN),
+    OwnedPath("template.spec.domain.devices.gpus", "array", "use spec.gpus"),
+    OwnedPath("template.spec.nodeSelector", "object", _PLACEMENT),
+    OwnedPath("template.spec.affinity", "object", _PLACEMENT),
+    OwnedPath("template.spec.schedulerName", "string", _PLACEMENT),
+    OwnedPath("template.spec.priorityClassName", "string", "use spec.priority"),
+    OwnedPath("template.spec.resourceClaims", "array", "use spec.gpus"),
+)
+
+
+class GpuVMSpec(ApiModel):
+    """The virtual machine that is wanted."""
+
+    template: TemplateRef = Field(default=TemplateRef(), description="The VM template it is made from.")
+    gpus: Annotated[tuple[GpuRequest, ...], Items(most=8, least=1, keys=("class",))] = Field(
+        description="Its GPUs, per class."
+    )
+    cpu: Cpu = Field(description="Its processor.")
+    memory: Quantity = Field(description="Its memory.")
+    disks: Annotated[tuple[Disk, ...], Items(most=16, keys=("name",))] = Field(
+        default=(), description="Its disks; it boots from the first."
+    )
+    networks: Annotated[tuple[Network, ...], Items(most=16, keys=("name",))] = Field(
+        default=(Network(name="default"),),
+        description="Its network interfaces; the pod network when not given.",
+    )
+    ssh_keys: Annotated[tuple[SshKey, ...], Items(most=32)] = Field(
+        default=(), description="Keys that may log in."
+    )
+    run_strategy: Literal["Always", "RerunOnFailure", "Halted"] = Field(
+        default="Always",
+        description="Always: runs. RerunOnFailure: runs until it shuts itself down. Halted: stopped.",
+    )
+    when_stopped: Literal["Release", "Hold"] = Field(
+        default="Release", description="Release: a stopped machine gives its GPUs back. Hold: it keeps them."
+    )
+    priority: Priority = Field(default=0, description="Higher goes first among the tenant's requests.")
+    vm: Annotated[dict[str, Any], Overlay(OWNED_VM_PATHS)] = Field(
+        default_factory=dict,
+        description="Overlay over the spec of the KubeVirt VirtualMachine, except for what vmtenancy sets.",
+    )
+    rules: ClassVar = (
+        Rule(
+            cel="!has(self.networks) || self.networks.filter(n, !has(n.multus)).size() <= 1",
+            holds=lambda self: sum(network.multus is None for network in self.networks) <= 1,
+            expected="at most one network without multus: a machine is on the pod network once",
+            field="networks",
+            found="'several'",
+        ),
+        Rule(
+            cel="self.gpus == oldSelf.gpus || self.runStrategy == 'Halted' || oldSelf.runStrategy == 'Halted'",
+            holds=None,
+            expected="no change while it runs: stop it first (runStrategy: Halted)",
+            field="gpus",
+            found="'a change'",
+        ),
+    )
+
+
+class AllocationStatus(ApiModel):
+    """What it was granted."""
+
+    name: DnsSubdomain = Field(description="The GpuAllocation.")
+    node: Annotated[str, Field(max_length=253)] = Field(description="The node.")
+    devices: Annotated[tuple[DeviceId, ...], Items(most=128)] = Field(default=(), description="The devices.")
+
+
+class GpuVMStatus(Status):
+    """Where it stands. Conditions `Admitted`, `Ready`, `Degraded`."""
+
+    phase: (
+        Literal["Pending", "Admitted", "Starting", "Running", "Stopping", "Stopped", "Failed", "Deleting"]
+        | None
+    ) = Field(default=None, description="The stage of its life.")
+    allocation: AllocationStatus | None = Field(default=None, description="What it was granted.")
+    queue_position: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Its place among what waits for the same pool; 1 is next."
+    )
+    message: FreeText | None = Field(default=None, description="What it waits for, or what is wrong.")
+
+
+class GpuVM(Kind):
+    """A virtual machine with GPUs."""
+
+    plural: ClassVar = "gpuvms"
+    short_name: ClassVar = "gvm"
+    namespaced: ClassVar = True
+    name_is_label: ClassVar = True
+    columns: ClassVar = (
+        PrinterColumn(name="Class", json_path=".spec.gpus[0].class"),
+        PrinterColumn(name="Count", json_path=".spec.gpus[0].count", type="integer"),
+        PrinterColumn(name="Phase", json_path=".status.phase"),
+        PrinterColumn(name="Node", json_path=".status.allocation.node"),
+        AGE,
+        PrinterColumn(name="Message", json_path=".status.message", priority=1),
+    )
+
+    kind: Literal["GpuVM"] = "GpuVM"
+    spec: GpuVMSpec
+    status: GpuVMStatus = GpuVMStatus()

@@ -1,0 +1,61 @@
+"""Names that other programs see: API group, labels, annotations, the gate, field owners.
+
+They are part of the public API: changing one breaks objects that exist.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+GROUP: Final = "vmtenancy.io"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+
+#: The scheduling gate that holds every pod with GPUs in a tenant's namespaces until it has a grant.
+GATE: Final = f"{GROUP}/allocation"
+
+#: Namespace label: the tenant that owns it. Only the controller may set it (admission policy).
+TENANT_LABEL: Final = f"{GROUP}/tenant"
+#: On host namespaces and children of a VirtualCluster: its name, and the namespace it is declared in.
+VIRTUAL_CLUSTER_LABEL: Final = f"{GROUP}/virtual-cluster"
+VIRTUAL_CLUSTER_NAMESPACE_LABEL: Final = f"{GROUP}/virtual-cluster-namespace"
+#: On children of a GpuVM (VirtualMachine, VMI, launcher pod): its name. For people; the code trusts uids.
+GPUVM_LABEL: Final = f"{GROUP}/gpuvm"
+#: On every object that the controller made.
+MANAGED_LABEL: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "vmtenancy"
+#: The uid of the GpuVM or VirtualCluster that a child belongs to: children in another namespace can not have
+#: an owner reference.
+OWNER_UID_LABEL: Final = f"{GROUP}/owner-uid"
+#: Digest of what was last applied, so that an unchanged child is not written again (I7).
+APPLIED_ANNOTATION: Final = f"{GROUP}/applied"
+#: Pod annotation and label that name the allocation it was bound with.
+ALLOCATION_ANNOTATION: Final = f"{GROUP}/allocation"
+#: A pod may name the class that it wants where several would deliver the same resource.
+CLASS_ANNOTATION: Final = f"{GROUP}/class"
+#: Keeps a GpuVM or VirtualCluster until its devices are free and its children are gone.
+FINALIZER: Final = f"{GROUP}/release"
+
+FIELD_MANAGER: Final = "vmtenancy"
+SYSTEM_NAMESPACE: Final = "vmtenancy-system"
+CONTROLLER_ACCOUNT: Final = "vmtenancy-controller"
+CONTROLLER_USER: Final = f"system:serviceaccount:{SYSTEM_NAMESPACE}:{CONTROLLER_ACCOUNT}"
+
+#: Node label by which NVIDIA's GPU Operator is told what a node's GPUs are for.
+WORKLOAD_CONFIG_LABEL: Final = "nvidia.com/gpu.workload.config"
+PRODUCT_LABEL: Final = "nvidia.com/gpu.product"
+MEMORY_LABEL: Final = "nvidia.com/gpu.memory"
+COUNT_LABEL: Final = "nvidia.com/gpu.count"
+
+#: Extended resources that are GPUs: a pod that asks for one in a tenant's namespace is gated.
+GPU_RESOURCE_PREFIXES: Final = (
+    "nvidia.com/",
+    "amd.com/",
+    "gpu.intel.com/",
+    "deviceclass.resource.kubernetes.io/",
+)
+
+#: Node agents act as this service account; in tests and the demo, where agents are no pods, as members of the
+#: group.
+AGENT_USER: Final = f"system:serviceaccount:{SYSTEM_NAMESPACE}:vmtenancy-agent"
+AGENT_GROUP: Final = "vmtenancy:agents"

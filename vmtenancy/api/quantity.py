@@ -1,0 +1,125 @@
+"""Kubernetes quantities, exactly: no floats, no dependency on a Kubernetes client.
+
+Grammar: k8s.io/apimachinery/pkg/api/resource, `Quantity`. Like `Quantity.Value()`, a conversion to an integer
+rounds away from zero, so that a limit never becomes smaller than what was asked.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Any, Final
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+#: Digits and exponent are bounded, so that no quantity costs more to read than a number of 40 digits.
+PATTERN: Final = (
+    r"^([+-]?)([0-9]{1,20}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})"
+    r"(Ki|Mi|Gi|Ti|Pi|Ei|n|u|m|k|M|G|T|P|E|[eE][+-]?[0-9]{1,2})?$"
+)
+MAX_LENGTH: Final = 40
+_REGEX: Final = re.compile(PATTERN)
+_BINARY: Final = {
+    unit: 1 << (10 * power) for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), start=1)
+}
+_DECIMAL: Final = {
+    unit: power for power, unit in enumerate(("n", "u", "m", "", "k", "M", "G", "T", "P", "E"), start=-3)
+}
+
+
+def parse_quantity(text: str | int) -> Fraction:
+    """The exact value of a Kubernetes quantity (`"1.5Gi"`, `"250m"`, `3`, `"1e3"`).
+
+    Raises:
+        ValueError: `text` is no quantity.
+    """
+    match = _REGEX.fullmatch(str(text))
+    if match is None or isinstance(text, bool):
+        raise ValueError(f"{text!r} is no Kubernetes quantity")
+    sign, digits, unit = match.groups(default="")
+    number = Fraction(digits.rstrip(".")) * (-1 if sign == "-" else 1)
+    if unit in _BINARY:
+        return number * _BINARY[unit]
+    if unit in _DECIMAL:
+        return number * Fraction(1000) ** _DECIMAL[unit]
+    return number * Fraction(10) ** int(unit[1:])
+
+
+def to_bytes(text: str | int) -> int:
+    """A quantity as a whole number (bytes, devices), rounded away from zero.
+
+    Raises:
+        ValueError: `text` is no quantity.
+    """
+    return _round_away(parse_quantity(text))
+
+
+def to_milli(text: str | int) -> int:
+    """A quantity in thousandths (milli-cpu), rounded away from zero.
+
+    Raises:
+        ValueError: `text` is no quantity.
+    """
+    return _round_away(parse_quantity(text) * 1000)
+
+
+def _round_away(value: Fraction) -> int:
+    magnitude = -(-abs(value.numerator) // value.denominator)
+    return magnitude if value >= 0 else -magnitude
+
+
+class Quantity(str):
+    """A Kubernetes quantity greater than 0, kept as it was written; `Quantity("80Gi").bytes == 80 << 30`."""
+
+    __slots__ = ()
+
+    @property
+    def bytes(self) -> int:
+        """The value as a whole number of bytes, rounded up."""
+        return to_bytes(self)
+
+    @property
+    def milli(self) -> int:
+        """The value in thousandths, rounded up."""
+        return to_milli(self)
+
+    @classmethod
+    def _validate(cls, value: Any) -> Quantity:
+        expected = "a quantity greater than 0, for example 16Gi"
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            raise PydanticCustomError("invalid", "{expected}", {"expected": expected})
+        try:
+            positive = parse_quantity(value) > 0
+        except ValueError:
+            positive = False
+        if not positive:
+            raise PydanticCustomError("invalid", "{expected}", {"expected": expected})
+        return cls(value)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls._validate, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "x-kubernetes-int-or-string": True,
+            "pattern": PATTERN,
+            "maxLength": MAX_LENGTH,
+            "x-kubernetes-validations": [
+                {
+                    "rule": "isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))",
+                    "message": "must be a quantity greater than 0, for example 16Gi",
+                    "messageExpression": (
+                        "'found ' + string(self) + ', expected a quantity greater than 0, for example 16Gi'"
+                    ),
+                }
+            ],
+        }

@@ -1,0 +1,98 @@
+"""`Tenant`: who may hold how many GPUs, and which namespaces are theirs."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from vmtenancy.api.cohort import Gpus, PoolQuota
+from vmtenancy.api.common import (
+    AGE,
+    ApiModel,
+    DnsLabel,
+    GpuAmount,
+    Items,
+    Kind,
+    ObjectName,
+    PrinterColumn,
+    Rule,
+    Status,
+    digits_of,
+)
+
+
+class ClassLimit(ApiModel):
+    """A cap on one class."""
+
+    name: ObjectName = Field(description="The GpuClass.")
+    limit: Gpus = Field(description="At most this many units of the class at a time.")
+
+
+class TenantQuota(PoolQuota):
+    """A tenant's quota in one pool, in whole GPUs."""
+
+    classes: Annotated[tuple[ClassLimit, ...], Items(most=64, keys=("name",))] = Field(
+        default=(), description="Caps on classes of the pool; a class that is not listed has none of its own."
+    )
+    rules: ClassVar = (
+        Rule(
+            cel="!has(self.lendingLimit) || self.lendingLimit <= self.nominal",
+            holds=lambda self: self.lending_limit is None or self.lending_limit <= self.nominal,
+            expected="at most nominal: only what is its own can be lent",
+            field="lendingLimit",
+            found=digits_of("self.lendingLimit", 7),
+        ),
+    )
+
+
+class TenantSpec(ApiModel):
+    """Namespaces and quota."""
+
+    namespaces: Annotated[tuple[DnsLabel, ...], Items(most=64, least=1, unique=True)] = Field(
+        description="Namespaces of the tenant; missing ones are made. A namespace has one tenant."
+    )
+    cohort: ObjectName | None = Field(
+        default=None, description="The Cohort that it borrows from and lends to."
+    )
+    quota: Annotated[tuple[TenantQuota, ...], Items(most=64, keys=("pool",))] = Field(
+        default=(), description="Quota per pool; none in a pool that is not listed."
+    )
+
+
+class PoolUsage(ApiModel):
+    """What a tenant holds in one pool."""
+
+    pool: ObjectName = Field(description="The GpuPool.")
+    allocated: GpuAmount = Field(description="GPUs held, parts included.")
+    nominal: Gpus = Field(description="GPUs of its own.")
+    borrowed: GpuAmount = Field(default="0", description="Of the GPUs held, those above nominal.")
+
+
+class TenantStatus(Status):
+    """Whether the tenant is set up, and what it holds.
+
+    Condition `Ready`; reasons `NamespaceTaken`, `PoolNotFound`, `ClassNotFound`, `CohortNotFound`.
+    """
+
+    usage: Annotated[tuple[PoolUsage, ...], Items(most=64, keys=("pool",))] = Field(
+        default=(), description="What it holds, per pool."
+    )
+
+
+class Tenant(Kind):
+    """A team or customer: its namespaces and its quota."""
+
+    plural: ClassVar = "tenants"
+    short_name: ClassVar = "gtenant"
+    name_is_label: ClassVar = True
+    columns: ClassVar = (
+        PrinterColumn(name="Cohort", json_path=".spec.cohort"),
+        PrinterColumn(name="Allocated", json_path=".status.usage[0].allocated"),
+        PrinterColumn(name="Ready", json_path='.status.conditions[?(@.type=="Ready")].status'),
+        AGE,
+    )
+
+    kind: Literal["Tenant"] = "Tenant"
+    spec: TenantSpec
+    status: TenantStatus = TenantStatus()

@@ -1,0 +1,1 @@
+"""The controller process: kopf's life cycle around one allocator loop."""

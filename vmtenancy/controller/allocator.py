@@ -1,0 +1,187 @@
+"""The loop: what is observed → one plan → its chains → again, when something changed or a time has come.
+
+One plan at a time, made from a snapshot in a worker thread so that a long one starves neither the watches nor
+the renewal of the Lease. Nothing is kept between rounds but how often a chain has failed: a new process goes
+on from what the cluster says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from vmtenancy.controller.metrics import Metrics
+from vmtenancy.kube.backoff import Backoff
+from vmtenancy.kube.cache import Cache
+from vmtenancy.kube.executor import Executor, Outcome, StoppedError
+from vmtenancy.reconcile.steps import Chain, Plan
+from vmtenancy.reconcile.world import World
+
+log = logging.getLogger(__name__)
+
+Planner = Callable[[World, float], Plan]
+
+#: Changes come in bursts; one plan for all of them.
+SETTLE_S: Final = 0.02
+#: After a round in which something failed. A chain that fails again and again waits longer, by itself.
+_ROUND_BACKOFF: Final = (0.05, 1.0)
+#: A round that takes longer than this is stuck.
+STUCK_S: Final = 120.0
+_VERSIONS = re.compile(r"(resourceVersion'?: ?|resource_version=)'\d*'")
+
+
+@dataclass(slots=True)
+class _Failing:
+    """A chain that failed: when it may be tried again (monotonic seconds)."""
+
+    backoff: Backoff = field(default_factory=lambda: Backoff(0.1, 60.0))
+    not_before: float = 0.0
+
+
+class Allocator:
+    """Runs while it leads. `poke` it when something changed."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        executor: Executor,
+        planner: Planner,
+        *,
+        leads: Callable[[], bool],
+        metrics: Metrics,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._cache, self._executor, self._planner = cache, executor, planner
+        self._leads, self._metrics, self._clock = leads, metrics, clock
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._executing: asyncio.Task[Sequence[Outcome]] | None = None
+        self._failing: dict[str, _Failing] = {}
+        self._trouble = Backoff(*_ROUND_BACKOFF)
+        self._round_began: float | None = None
+
+    def poke(self) -> None:
+        """Something changed that a plan may depend on."""
+        self._wake.set()
+
+    def leadership(self, held: bool) -> None:
+        """The Lease was taken or lost. Once lost, what is being written is dropped at once."""
+        if not held and self._executing:
+            self._executing.cancel()
+        self.poke()
+
+    def stop(self) -> None:
+        """End `run` after the chains in hand; no further chain begins."""
+        self._stopping = True
+        self._executor.stop()
+        self.poke()
+
+    def stuck(self) -> bool:
+        """Whether one round has been going on for longer than any should."""
+        return self._round_began is not None and time.monotonic() - self._round_began > STUCK_S
+
+    async def run(self) -> None:
+        """Until `stop`. Failures of plans and chains are retried, never raised."""
+        while not self._stopping:
+            self._wake.clear()
+            wait_s: float | None = None
+            if self._cache.synced.is_set() and self._leads():
+                self._round_began = time.monotonic()
+                wait_s = await self._round()
+                self._round_began = None
+            if self._stopping:
+                return
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            else:
+                await asyncio.sleep(SETTLE_S)
+
+    async def _round(self) -> float | None:
+        """Plan once and execute. Seconds after which to plan again even if nothing changes."""
+        now = self._clock()
+        started = time.perf_counter()
+        try:
+            plan = await asyncio.to_thread(self._planner, self._cache.snapshot(), now)
+        except Exception:
+            log.exception("no plan could be made")
+            self._metrics.plan_errors.inc()
+            return await self._rest()
+        self._metrics.plan_seconds.observe(time.perf_counter() - started)
+        due = self._due(plan.chains)
+        outcomes = await self._execute(Plan(due))
+        if self._account(outcomes):
+            await self._rest()
+        else:
+            self._trouble.reset()
+        again = [failing.not_before - time.monotonic() for failing in self._failing.values()]
+        if plan.retry_at is not None:
+            again.append(plan.retry_at - self._clock())
+        return max(0.0, min(again)) if again else None
+
+    async def _rest(self) -> float:
+        """Keep away from the API server for a moment after a failure, whatever changes."""
+        await asyncio.sleep(self._trouble.next_s())
+        return 0.0
+
+    async def _execute(self, plan: Plan) -> Sequence[Outcome]:
+        if not plan.chains:
+            return ()
+        self._executing = asyncio.create_task(self._executor.execute(plan))
+        try:
+            return await self._executing
+        except asyncio.CancelledError:
+            if (current := asyncio.current_task()) and current.cancelling():
+                raise
+            log.warning("the Lease is lost: %d chains dropped", len(plan.chains))
+            return ()
+        finally:
+            self._executing.cancel()
+            self._executing = None
+
+    def _due(self, chains: Sequence[Chain]) -> tuple[Chain, ...]:
+        """The chains to run now: all but those that failed and whose time has not come."""
+        if not self._failing:
+            self._metrics.chains_held.set(0)
+            return tuple(chains)
+        named = [(_name(chain), chain) for chain in chains]
+        wanted = {name for name, _ in named}
+        self._failing = {name: failing for name, failing in self._failing.items() if name in wanted}
+        now = time.monotonic()
+        held = {name for name, failing in self._failing.items() if failing.not_before > now}
+        self._metrics.chains_held.set(len(held))
+        return tuple(chain for name, chain in named if name not in held)
+
+    def _account(self, outcomes: Sequence[Outcome]) -> bool:
+        """Remember what failed. Whether anything did."""
+        failed = False
+        for outcome in outcomes:
+            if isinstance(outcome.error, StoppedError):
+                continue
+            if outcome.error is None:
+                if self._failing:
+                    self._failing.pop(_name(outcome.chain), None)
+                continue
+            failed = True
+            self._metrics.chains_failed.inc()
+            failing = self._failing.setdefault(_name(outcome.chain), _Failing())
+            delay = failing.backoff.next_s()
+            failing.not_before = time.monotonic() + delay
+            log.warning(
+                "%s: step %d of %d failed, next attempt in %.1f s: %s",
+                *(outcome.chain.why, outcome.done + 1, len(outcome.chain.steps), delay, outcome.error),
+            )
+        return failed
+
+
+def _name(chain: Chain) -> str:
+    """Equal for chains that would write the same, whatever versions of the objects they were decided on."""
+    return hashlib.sha256(_VERSIONS.sub("", repr(chain)).encode()).hexdigest()

@@ -1,0 +1,79 @@
+"""What the controller tells Prometheus. Telemetry goes here, never into objects (I7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+
+class Metrics:
+    """One registry of its own, so that two controllers in one process (tests) do not share counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.plan_seconds = Histogram(
+            "vmtenancy_plan_seconds",
+            "Time that making one plan took",
+            registry=self.registry,
+            buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30),
+        )
+        self.plan_errors = Counter(
+            "vmtenancy_plan_errors", "Plans that could not be made: a bug", registry=self.registry
+        )
+        self._steps = Counter(
+            "vmtenancy_steps",
+            "Steps run, by kind of step and outcome (ok, or the class of the error)",
+            ["kind", "outcome"],
+            registry=self.registry,
+        )
+        self.chains_failed = Counter(
+            "vmtenancy_chains_failed", "Chains stopped by an error", registry=self.registry
+        )
+        self.chains_held = Gauge(
+            "vmtenancy_chains_held",
+            "Chains of the last plan that failed before and wait for their next attempt",
+            registry=self.registry,
+        )
+        self._chains_waiting = Gauge(
+            "vmtenancy_chains_waiting",
+            "Chains of the plan in hand that have not begun",
+            registry=self.registry,
+        )
+        self._is_leader = Gauge(
+            "vmtenancy_is_leader", "1 while this process holds the Lease", registry=self.registry
+        )
+        self._watch_restarts = Counter(
+            "vmtenancy_watch_restarts",
+            "Watches that broke and were started again, by kind and reason",
+            ["kind", "reason"],
+            registry=self.registry,
+        )
+
+    def step(self, kind: str, outcome: str) -> None:
+        """Count one step."""
+        self._steps.labels(kind, outcome).inc()
+
+    def watch_restart(self, kind: str, reason: str) -> None:
+        """Count one restart of a watch."""
+        self._watch_restarts.labels(kind, reason).inc()
+
+    def observe(self, *, is_leader: Callable[[], bool], chains_waiting: Callable[[], int]) -> None:
+        """Have these read whenever Prometheus asks."""
+        self._is_leader.set_function(lambda: float(is_leader()))
+        self._chains_waiting.set_function(chains_waiting)
+
+    @contextmanager
+    def serving(self, port: int) -> Iterator[None]:
+        """Serve `/metrics` on all addresses, from a thread of its own.
+
+        Raises `OSError` where the port is taken.
+        """
+        server, thread = start_http_server(port, registry=self.registry)
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()

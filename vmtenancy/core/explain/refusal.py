@@ -1,0 +1,145 @@
+"""Why a demand can not be admitted: the reason, the words for people, and what is missing as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vmtenancy.core.explain.shortage import Shortage, counted, gpus, held_by
+from vmtenancy.core.fleet.arrays import Fleet
+from vmtenancy.core.fleet.model import MODES, Offering, Runtime
+from vmtenancy.core.placement.best_fit import NoPlacement, Obstacle
+from vmtenancy.core.quota.tree import QuotaTree
+from vmtenancy.errors import Code, Problem
+
+_USERS = {
+    Runtime.VM: "a virtual machine",
+    Runtime.POD: "a pod",
+    Runtime.HOLD: "the pods of a virtual cluster",
+}
+
+
+class Reason(StrEnum):
+    """Why a demand waits; the reasons of the condition `Admitted=False`."""
+
+    UNKNOWN_CLASS = "UnknownClass"
+    NOT_DELIVERABLE = "NotDeliverable"
+    NO_QUOTA = "NoQuota"
+    HOLD_PENDING = "HoldPending"
+    MAX_REACHED = "MaxReached"
+    CLASS_LIMIT = "ClassLimit"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    NO_CAPACITY = "NoCapacity"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a demand can not be admitted as things stand. `pools` is empty where waiting would not help."""
+
+    reason: Reason
+    problem: Problem
+    pools: tuple[str, ...] = ()
+    shortage: Shortage | None = None
+
+
+def unknown_class(index: int, name: str, known: Iterable[str]) -> Refusal:
+    """The class does not exist."""
+    expected = f"one of {', '.join(sorted(known)) or 'none: there are no classes'}"
+    problem = Problem(
+        Code.UNKNOWN_REFERENCE, f"spec.gpus[{index}].class", f"class {name} does not exist", name, expected
+    )
+    return Refusal(Reason.UNKNOWN_CLASS, problem)
+
+
+def unknown_pool(index: int, offering: Offering) -> Refusal:
+    """The class exists, its pool does not."""
+    message = f"class {offering.name} is of pool {offering.pool}, which does not exist"
+    problem = Problem(Code.UNKNOWN_REFERENCE, f"spec.gpus[{index}].class", message, offering.pool)
+    return Refusal(Reason.UNKNOWN_CLASS, problem)
+
+
+def not_deliverable(runtime: Runtime, offerings: Iterable[Offering]) -> Refusal:
+    """No node could ever deliver all of the classes to the runtime at once."""
+    offerings = tuple(offerings)
+    undelivered = [o.name for o in offerings if not any(mode in o.resources for mode in MODES[runtime])]
+    names = ", ".join(offering.name for offering in offerings)
+    pools = sorted({offering.pool for offering in offerings})
+    if undelivered:
+        message = f"class {', '.join(undelivered)} is not delivered to {_USERS[runtime]}"
+    elif len(pools) > 1:
+        several = ", ".join(pools)
+        message = (
+            f"classes {names} are of pools {several}, and the devices of one workload come from one node"
+        )
+    else:
+        message = f"classes {names} are delivered by nodes in different modes, and a node has one mode"
+    return Refusal(Reason.NOT_DELIVERABLE, Problem(Code.NOT_DELIVERABLE, "spec.gpus", message))
+
+
+def no_quota(tree: QuotaTree, tenant: str, pool: str) -> Refusal:
+    """The tenant's quota does not name the pool."""
+    if tree.knows(tenant):
+        problem = Problem(Code.NO_QUOTA, "", f"tenant {tenant} has no quota in pool {pool}")
+    else:
+        problem = Problem(Code.NO_QUOTA, "", f"tenant {tenant} does not exist")
+    return Refusal(Reason.NO_QUOTA, problem)
+
+
+def hold_pending(parent: str, pools: tuple[str, ...]) -> Refusal:
+    """A pod came before its virtual cluster was admitted."""
+    message = f"{parent} does not hold its guaranteed GPUs yet"
+    return Refusal(Reason.HOLD_PENDING, Problem(Code.HOLD_PENDING, "", message), pools)
+
+
+def max_reached(
+    parent: str, name: str, *, asked: int, used: int, maximum: int, pools: tuple[str, ...]
+) -> Refusal:
+    """The virtual cluster's own maximum of a class."""
+    message = (
+        f"class {name}: needs {asked}, {max(0, maximum - used)} free of the {maximum} that {parent} may use"
+    )
+    return Refusal(Reason.MAX_REACHED, Problem(Code.MAX_REACHED, "", message), pools)
+
+
+def class_limit(tenant: str, name: str, *, asked: int, room: int, pools: tuple[str, ...]) -> Refusal:
+    """The tenant's cap on a class."""
+    message = f"class {name}: needs {asked}, {max(0, room)} left under the limit of tenant {tenant}"
+    return Refusal(Reason.CLASS_LIMIT, Problem(Code.CLASS_LIMIT, "", message), pools)
+
+
+def quota_exceeded(tree: QuotaTree, tenant: str, pool: str, parts: int) -> Refusal:
+    """Nominal quota and what may be borrowed now do not suffice."""
+    shortage = tree.shortage(tenant, pool, parts)
+    nominal = tree.nominal(tenant, pool)
+    borrowable = shortage.total - nominal
+    split = f" (nominal {gpus(nominal)} + up to {gpus(borrowable)} borrowed)" if borrowable else ""
+    where = f" in {shortage.binds}" if shortage.binds.startswith("cohort ") else ""
+    free = f"{gpus(shortage.free)} free of {gpus(shortage.total)}"
+    message = f"pool {pool}: needs {counted(parts)}, {free}{split}{where}{held_by(shortage.holders)}"
+    return Refusal(Reason.QUOTA_EXCEEDED, Problem(Code.QUOTA_EXCEEDED, "", message), (pool,), shortage)
+
+
+def no_node(tree: QuotaTree, pool: str, parts: int, answer: NoPlacement) -> Refusal:
+    """Quota would suffice, but no node has room."""
+    holders = tree.holders(pool) if Obstacle.BUSY in answer.obstacles else ()
+    shortage = Shortage(pool, parts, answer.most_free, answer.largest, "nodes", holders)
+    rules = ", ".join(f"{count} {obstacle}" for obstacle, count in answer.obstacles.items())
+    total = sum(answer.obstacles.values())
+    nodes = f"of {total} node{'' if total == 1 else 's'}: {rules}" if total else "the pool has no nodes"
+    message = (
+        f"pool {pool}: needs {counted(parts)} on one node, at most {gpus(answer.most_free)} free of "
+        f"{gpus(answer.largest)}; {nodes}{held_by(holders)}"
+    )
+    return Refusal(Reason.NO_CAPACITY, Problem(Code.NO_CAPACITY, "", message), (pool,), shortage)
+
+
+def no_supply(fleet: Fleet, tree: QuotaTree, pool: str, parts: int, kept: int) -> Refusal:
+    """What is free in container mode is guaranteed to virtual clusters, or does not exist."""
+    free, total = fleet.supply(pool, Runtime.POD)
+    shortage = Shortage(pool, parts, max(0, free - kept), total, "nodes", tree.holders(pool))
+    message = (
+        f"pool {pool}: needs {counted(parts)}, {gpus(shortage.free)} free of {gpus(total)} in container mode "
+        f"({gpus(kept)} kept for guarantees of virtual clusters){held_by(shortage.holders)}"
+    )
+    return Refusal(Reason.NO_CAPACITY, Problem(Code.NO_CAPACITY, "", message), (pool,), shortage)

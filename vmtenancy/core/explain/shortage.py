@@ -1,0 +1,52 @@
+"""What is missing, as data and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from vmtenancy.api.gpuclass import PARTS_PER_GPU
+
+_SHOWN = 4
+
+
+def gpus(parts: int) -> str:
+    """Parts as GPUs, exact: `2`, `0.25`, or a fraction (`3/7`) where decimals do not end within 3 digits."""
+    value = Fraction(parts, PARTS_PER_GPU)
+    if 1000 % value.denominator:
+        return str(value)
+    whole, thousandths = divmod(int(value * 1000), 1000)
+    return f"{whole}.{thousandths:03}".rstrip("0").rstrip(".")
+
+
+def counted(parts: int) -> str:
+    """Parts as GPUs with the noun: `1 GPU`, `0.25 GPUs`."""
+    return f"{gpus(parts)} GPU" + ("" if parts == PARTS_PER_GPU else "s")
+
+
+def held_by(holders: Sequence[tuple[str, int]]) -> str:
+    """`; held by vision/trainer 2, llm/lab 4`, the largest first, the rest counted; empty where nobody
+    holds.
+    """
+    if not holders:
+        return ""
+    shown = ", ".join(f"{key} {gpus(parts)}" for key, parts in holders[:_SHOWN])
+    more = f" and {len(holders) - _SHOWN} more" if len(holders) > _SHOWN else ""
+    return f"; held by {shown}{more}"
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """What is missing, in parts of a GPU of `pool`: `requested` when `free` of `total` could be had.
+
+    `binds` is what sets the limit: `tenant vision` (its nominal quota or borrowing limit), `cohort research`
+    (what is shared there), or `nodes` (what exists). `holders` have the rest, the largest first.
+    """
+
+    pool: str
+    requested: int
+    free: int
+    total: int
+    binds: str
+    holders: tuple[tuple[str, int], ...]

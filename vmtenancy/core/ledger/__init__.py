@@ -1,0 +1,1 @@
+"""What is granted: the head of the ledger and its rules."""

@@ -1,0 +1,1 @@
+"""Where a request lands: feasibility and best fit over the fleet's arrays."""

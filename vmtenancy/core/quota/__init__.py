@@ -1,0 +1,1 @@
+"""How much a tenant may use: cohorts, borrowing, lending, caps per class."""

@@ -1,0 +1,339 @@
+"""The quota tree: tenants below cohorts that nest to any depth, with Kueue's hierarchical semantics.
+
+Per node and pool (KEP-79 of Kueue, `pkg/cache/scheduler/resource_node.go`):
+
+- *subtree quota*: its nominal quota plus what its children do not keep for themselves;
+- *guaranteed*: what it never lends, `max(0, subtree quota - lending limit)`; 0 without a lending limit;
+- *usage*: of a tenant, what it is charged; of a cohort, the sum of its children's usage above their
+  guaranteed;
+- *available*: at the root, subtree quota - usage; below, what is left of the guaranteed part plus what the
+  parent has available, of which at most `borrowing limit` above the node's own share in the parent.
+
+So no admission that fits brings a tenant above nominal plus what it may borrow then, nor a root above the sum
+of its nominal quotas (I2). What is charged is a fact and is never refused here: quota that was lowered later
+is a debt that its cohort shares until it is paid. All amounts are integer parts of a GPU; quota is given in
+whole GPUs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmtenancy.api.gpuclass import PARTS_PER_GPU
+from vmtenancy.core.explain.shortage import Shortage
+from vmtenancy.errors import Code, Problem, VmtError
+
+_UNLIMITED = 1 << 60
+_NO_UNITS: Mapping[str, int] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class PoolQuota:
+    """Quota in one pool, in whole GPUs; None: no limit. `classes` caps units by class (tenants only).
+
+    Raises VmtError for a negative number.
+    """
+
+    pool: str
+    nominal: int
+    borrowing_limit: int | None = None
+    lending_limit: int | None = None
+    classes: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        limits = {
+            "nominal": self.nominal,
+            "borrowingLimit": self.borrowing_limit,
+            "lendingLimit": self.lending_limit,
+            **{f"classes[{name}].limit": limit for name, limit in self.classes.items()},
+        }
+        bad = [
+            Problem(Code.INVALID_FIELD, f"quota[{self.pool}].{name}", "is negative", str(value), "at least 0")
+            for name, value in limits.items()
+            if value is not None and value < 0
+        ]
+        if bad:
+            raise VmtError.of(bad)
+
+
+@dataclass(frozen=True, slots=True)
+class TenantQuota:
+    """A tenant: its cohort (None: it shares with nobody) and its quota by pool; no other pool is open to
+    it.
+    """
+
+    name: str
+    cohort: str | None = None
+    quota: tuple[PoolQuota, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CohortQuota:
+    """A cohort: its parent (None: a root) and quota of its own that its members share."""
+
+    name: str
+    parent: str | None = None
+    quota: tuple[PoolQuota, ...] = ()
+
+
+class _Charge(NamedTuple):
+    tenant: str
+    pool: str
+    parts: int
+    holder: str
+    units: Mapping[str, int]
+
+
+class QuotaTree:
+    """Rules as arrays [nodes, pools] int64, with usage on top. Queries and charges cost O(depth).
+
+    `cohort_problems` and `tenant_problems` say, by name, what is contradictory: a cohort on a cycle or with a
+    missing parent is a root of its own, a tenant with a missing cohort stands alone. Nothing else is
+    affected.
+    """
+
+    def __init__(self, tenants: Iterable[TenantQuota], cohorts: Iterable[CohortQuota]) -> None:
+        cohorts = sorted(cohorts, key=lambda cohort: cohort.name)
+        tenants = sorted(tenants, key=lambda tenant: tenant.name)
+        owners: list[CohortQuota | TenantQuota] = [*cohorts, *tenants]
+        _refuse_twice("cohorts", (cohort.name for cohort in cohorts))
+        _refuse_twice("tenants", (tenant.name for tenant in tenants))
+        for owner in owners:
+            _refuse_twice(f"{owner.name}.quota", (quota.pool for quota in owner.quota))
+        parents, self.cohort_problems = _sound_parents(cohorts)
+        self.tenant_problems: dict[str, Problem] = {}
+        self.pools = sorted({quota.pool for owner in owners for quota in owner.quota})
+        self._pool = {name: p for p, name in enumerate(self.pools)}
+        self._labels = [f"cohort {cohort.name}" for cohort in cohorts] + [
+            f"tenant {tenant.name}" for tenant in tenants
+        ]
+        index = {cohort.name: i for i, cohort in enumerate(cohorts)}
+        self._tenant = {tenant.name: len(cohorts) + i for i, tenant in enumerate(tenants)}
+        #: From each node to its root, itself first.
+        self._paths: list[tuple[int, ...]] = [
+            tuple(index[name] for name in _chain(cohort.name, parents)) for cohort in cohorts
+        ]
+        for tenant in tenants:
+            above: tuple[int, ...] = ()
+            if tenant.cohort in index:
+                above = self._paths[index[tenant.cohort]]
+            elif tenant.cohort is not None:
+                self.tenant_problems[tenant.name] = Problem(
+                    Code.UNKNOWN_REFERENCE,
+                    "spec.cohort",
+                    "the cohort does not exist; nothing is borrowed",
+                    tenant.cohort,
+                )
+            self._paths.append((self._tenant[tenant.name], *above))
+        shape = (len(self._paths), len(self.pools))
+        self._nominal: NDArray[np.int64] = np.zeros(shape, np.int64)
+        self._borrowing: NDArray[np.int64] = np.full(shape, _UNLIMITED, np.int64)
+        self._lending: NDArray[np.int64] = np.full(shape, _UNLIMITED, np.int64)
+        self._usage: NDArray[np.int64] = np.zeros(shape, np.int64)
+        self._open: set[tuple[str, str]] = {
+            (tenant.name, quota.pool) for tenant in tenants for quota in tenant.quota
+        }
+        self._caps = {
+            (t.name, name): cap for t in tenants for quota in t.quota for name, cap in quota.classes.items()
+        }
+        for node, owner in enumerate(owners):
+            for quota in owner.quota:
+                p = self._pool[quota.pool]
+                self._nominal[node, p] = quota.nominal * PARTS_PER_GPU
+                if quota.borrowing_limit is not None:
+                    self._borrowing[node, p] = quota.borrowing_limit * PARTS_PER_GPU
+                if quota.lending_limit is not None:
+                    self._lending[node, p] = quota.lending_limit * PARTS_PER_GPU
+        self._subtree = self._nominal.copy()
+        self._guaranteed: NDArray[np.int64] = np.zeros(shape, np.int64)
+        for node in sorted(range(len(self._paths)), key=lambda node: -len(self._paths[node])):
+            self._guaranteed[node] = np.maximum(0, self._subtree[node] - self._lending[node])
+            if len(self._paths[node]) > 1:
+                self._subtree[self._paths[node][1]] += self._subtree[node] - self._guaranteed[node]
+        self._units: Counter[tuple[str, str]] = Counter()
+        self._holders: dict[str, dict[tuple[str, str], int]] = defaultdict(dict)
+        self._ranked: dict[tuple[str, int | None], tuple[tuple[str, int], ...]] = {}
+        self._journal: list[tuple[int, _Charge]] | None = None
+
+    @classmethod
+    def build(cls, tenants: Iterable[TenantQuota], cohorts: Iterable[CohortQuota] = ()) -> QuotaTree:
+        """A tree with nothing charged. Raises VmtError where a name or a pool of one owner is given twice."""
+        return cls(tenants, cohorts)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """All that is contradictory; each degrades its own part of the tree alone."""
+        return (*self.cohort_problems.values(), *self.tenant_problems.values())
+
+    def knows(self, tenant: str) -> bool:
+        """Whether there is such a tenant."""
+        return tenant in self._tenant
+
+    def is_open(self, tenant: str, pool: str) -> bool:
+        """Whether the tenant's quota names the pool (nominal 0 is enough: it may borrow)."""
+        return (tenant, pool) in self._open
+
+    def nominal(self, tenant: str, pool: str) -> int:
+        """The tenant's own nominal quota, in parts."""
+        return int(self._nominal[self._tenant[tenant], self._pool[pool]]) if self.is_open(tenant, pool) else 0
+
+    def usage(self, tenant: str, pool: str) -> int:
+        """What the tenant is charged, in parts."""
+        node, p = self._tenant.get(tenant), self._pool.get(pool)
+        return 0 if node is None or p is None else int(self._usage[node, p])
+
+    def available(self, tenant: str, pool: str) -> int:
+        """Parts that the tenant could be charged now, borrowing included; never below 0. 0 where it has no
+        quota.
+        """
+        if not self.is_open(tenant, pool):
+            return 0
+        return max(0, self._walk(tenant, pool)[0])
+
+    def fits(self, tenant: str, pool: str, parts: int) -> bool:
+        """Whether charging `parts` now keeps every limit (I2). Nothing always fits, also in debt."""
+        return parts == 0 or parts <= self.available(tenant, pool)
+
+    def class_room(self, tenant: str, name: str) -> int | None:
+        """Units of the class that the tenant's cap leaves; None without a cap; below 0 where it was
+        lowered.
+        """
+        cap = self._caps.get((tenant, name))
+        return None if cap is None else cap - self._units[(tenant, name)]
+
+    def charge(
+        self, tenant: str, pool: str, parts: int, holder: str, units: Mapping[str, int] = _NO_UNITS
+    ) -> None:
+        """Add to the usage, for `holder` (shown in explanations), with units by class for the caps.
+
+        Never refused: ask `fits` before. A tenant or pool that the rules do not name is remembered as a
+        holder only.
+        """
+        self._change(1, _Charge(tenant, pool, parts, holder, units))
+
+    def uncharge(
+        self, tenant: str, pool: str, parts: int, holder: str, units: Mapping[str, int] = _NO_UNITS
+    ) -> None:
+        """Take back a charge. Raises VmtError (LEDGER) where the holder is not charged as much."""
+        if self._holders.get(pool, {}).get((tenant, holder), 0) < parts:
+            raise VmtError(
+                Problem(Code.LEDGER, "", f"{holder} of {tenant} gives back more of {pool} than it holds")
+            )
+        self._change(-1, _Charge(tenant, pool, parts, holder, units))
+
+    @contextmanager
+    def what_if(self) -> Iterator[None]:
+        """Whatever is charged or taken back inside is undone at the end, at a cost of the changes alone.
+        Nests.
+        """
+        outer, self._journal = self._journal, []
+        try:
+            yield
+        finally:
+            journal, self._journal = self._journal, None
+            for sign, charge in reversed(journal):
+                self._change(-sign, charge)
+            self._journal = outer
+
+    def shortage(self, tenant: str, pool: str, parts: int) -> Shortage:
+        """Why `parts` more do not fit: the node of the tree that binds, and who holds what it shares."""
+        free, binding = self._walk(tenant, pool)
+        total, _ = self._walk(tenant, pool, used=False)
+        return Shortage(pool, parts, max(0, free), total, self._labels[binding], self._rank(pool, binding))
+
+    def holders(self, pool: str) -> tuple[tuple[str, int], ...]:
+        """Who holds how many parts of the pool, over all tenants, the largest first."""
+        return self._rank(pool, None)
+
+    def _walk(self, tenant: str, pool: str, *, used: bool = True) -> tuple[int, int]:
+        """What the tenant has available (below 0 in debt; `used` False: if nobody held anything), and which
+        binds.
+        """
+        p = self._pool[pool]
+        path = self._paths[self._tenant[tenant]]
+        binding = path[-1]
+        free = int(self._subtree[binding, p]) - (int(self._usage[binding, p]) if used else 0)
+        for node in reversed(path[:-1]):
+            guaranteed, usage = int(self._guaranteed[node, p]), int(self._usage[node, p]) if used else 0
+            stored = int(self._subtree[node, p]) - guaranteed
+            limit = stored - max(0, usage - guaranteed) + int(self._borrowing[node, p])
+            if limit < free:
+                free, binding = limit, node
+            free += max(0, guaranteed - usage)
+        return free, binding
+
+    def _change(self, sign: int, charge: _Charge) -> None:
+        if self._journal is not None:
+            self._journal.append((sign, charge))
+        tenant, pool, parts, holder, units = charge
+        held = self._holders[pool]
+        held[(tenant, holder)] = held.get((tenant, holder), 0) + sign * parts
+        if not held[(tenant, holder)]:
+            del held[(tenant, holder)]
+        self._ranked.clear()
+        for name, count in units.items():
+            self._units[(tenant, name)] += sign * count
+        p = self._pool.get(pool)
+        if tenant not in self._tenant or p is None:
+            return
+        delta = sign * parts
+        for node in self._paths[self._tenant[tenant]]:
+            before, guaranteed = int(self._usage[node, p]), int(self._guaranteed[node, p])
+            self._usage[node, p] = before + delta
+            delta = max(0, before + delta - guaranteed) - max(0, before - guaranteed)
+            if not delta:
+                break
+
+    def _rank(self, pool: str, below: int | None) -> tuple[tuple[str, int], ...]:
+        """Holders under one node of the tree (None: all), the largest first; kept until the next change."""
+        ranked = self._ranked.get((pool, below))
+        if ranked is None:
+            held = Counter[str]()
+            for (tenant, holder), parts in self._holders.get(pool, {}).items():
+                if below is None or (tenant in self._tenant and below in self._paths[self._tenant[tenant]]):
+                    held[holder] += parts
+            ranked = tuple(sorted(held.items(), key=lambda item: (-item[1], item[0])))
+            self._ranked[(pool, below)] = ranked
+        return ranked
+
+
+def _refuse_twice(path: str, names: Iterable[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise VmtError(Problem(Code.INVALID_FIELD, path, "names must be unique", ", ".join(twice)))
+
+
+def _sound_parents(cohorts: Iterable[CohortQuota]) -> tuple[dict[str, str | None], dict[str, Problem]]:
+    """Parent by cohort with every contradictory link cut, and what was contradictory."""
+    parents = {cohort.name: cohort.parent for cohort in cohorts}
+    problems: dict[str, Problem] = {}
+    for name, parent in parents.items():
+        if parent is not None and parent not in parents:
+            problems[name] = Problem(
+                Code.UNKNOWN_REFERENCE, "spec.parent", "the cohort does not exist; this one is a root", parent
+            )
+    for name in parents:
+        chain = [name]
+        while (above := parents.get(chain[-1])) is not None and above not in chain:
+            chain.append(above)
+        if above == name:
+            cycle = " → ".join([*chain, name])
+            problems[name] = Problem(
+                Code.COHORT_CYCLE, "spec.parent", "cohorts form a cycle; each is a root", cycle
+            )
+    return {name: None if name in problems else parent for name, parent in parents.items()}, problems
+
+
+def _chain(name: str, parents: Mapping[str, str | None]) -> list[str]:
+    """From a cohort to its root, itself first."""
+    chain = [name]
+    while (parent := parents[chain[-1]]) is not None:
+        chain.append(parent)
+    return chain

@@ -1,0 +1,1 @@
+"""The only Kubernetes client code: requests, watches, cache, executor, leader election."""

@@ -1,0 +1,44 @@
+"""What the ledger charges to whom. A virtual cluster's pods draw on its hold first: nothing is charged twice."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from vmtenancy.api.gpuclass import PARTS_PER_GPU
+from vmtenancy.reconcile.view import Allocation
+
+
+def charges(grants: Iterable[Allocation]) -> dict[tuple[str, str], int]:
+    """Parts by (tenant, pool). Of a hold and the pods below it, the larger counts."""
+    total: dict[tuple[str, str], int] = defaultdict(int)
+    holds: dict[tuple[str, str], int] = {}
+    drawn: dict[tuple[str, str], int] = defaultdict(int)
+    tenants: dict[str, str] = {}
+    for grant in grants:
+        for part in grant.grants:
+            if grant.owner_kind == "VirtualCluster":
+                holds[(grant.name, part.pool)] = holds.get((grant.name, part.pool), 0) + part.parts
+                tenants[grant.name] = grant.tenant
+            elif grant.parent:
+                drawn[(grant.parent, part.pool)] += part.parts
+                tenants[grant.parent] = grant.tenant
+            else:
+                total[(grant.tenant, part.pool)] += part.parts
+    for hold, pool in {*holds, *drawn}:
+        total[(tenants[hold], pool)] += max(holds.get((hold, pool), 0), drawn.get((hold, pool), 0))
+    return dict(total)
+
+
+def pool_sums(by_tenant: Mapping[tuple[str, str], int]) -> dict[str, int]:
+    """Parts by pool, over all tenants."""
+    total: dict[str, int] = defaultdict(int)
+    for (_, pool), parts in by_tenant.items():
+        total[pool] += parts
+    return dict(total)
+
+
+def gpus_text(parts: int) -> str:
+    """Parts as GPUs for people, at most two decimals, no trailing zeros: `"2"`, `"0.25"`."""
+    hundredths = round(parts * 100 / PARTS_PER_GPU)
+    return f"{hundredths / 100:.2f}".rstrip("0").rstrip(".")

@@ -1,0 +1,80 @@
+"""The ledger's steps: take over, commit a batch, mark, trim, and clear away what no longer counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from vmtenancy.api.names import API_VERSION
+from vmtenancy.core.ledger.head import Head, commit, room, take_over, trim
+from vmtenancy.reconcile.steps import Chain, Create, Delete, Object, Ref, Replace, Step
+from vmtenancy.reconcile.view import LEDGER_NAME, Allocation, View
+
+
+def take_over_chain(view: View) -> Chain | None:
+    """Raise the epoch where this controller does not hold the head yet; nothing else may be planned before (I8)."""
+    ledger = view.ledger
+    if ledger is None:
+        head = take_over(Head(), view.world.identity)
+        obj = {"apiVersion": API_VERSION, "kind": "GpuLedger", "metadata": {"name": LEDGER_NAME}}
+        return Chain("start the ledger", (Create({**obj, "spec": head.to_spec()}),))
+    if view.head.holder != view.world.identity:
+        head = take_over(view.head, view.world.identity)
+        return Chain(f"take over the ledger as epoch {head.epoch}", (_write_head(ledger, head),))
+    return None
+
+
+def allocation_name(view: View, owner_kind: str, owner_uid: str) -> str:
+    """A name that was never used before: it carries the epoch and the sequence of the coming commit."""
+    short = {"GpuVM": "vm", "VirtualCluster": "vc", "Pod": "pod"}[owner_kind]
+    return f"{short}-{owner_uid}-{view.head.epoch}-{view.head.sequence + 1}"
+
+
+def commit_chain(view: View, grants: Sequence[Object], releases: Iterable[Allocation]) -> Chain | None:
+    """One batch: write the allocations, which mean nothing yet, then the head, which makes all of it true at once.
+
+    What does not fit into the logs of the head waits for the next plan.
+    """
+    ledger = view.ledger
+    if ledger is None:
+        return None
+    existing = {allocation.name for allocation in view.allocations}
+    marked = {allocation.name for allocation in view.allocations if allocation.mark}
+    head = trim(view.head, marked=marked, existing=existing)
+    ended = [allocation.name for allocation in releases][: room(head)]
+    new = list(grants)[: room(head)]
+    if not new and not ended:
+        return None
+    head = commit(head, grants=[obj["metadata"]["name"] for obj in new], releases=ended)
+    why = f"commit {head.sequence}: {len(new)} granted, {len(ended)} released"
+    return Chain(why, (*(Create(obj) for obj in new), _write_head(ledger, head)))
+
+
+def housekeeping(view: View) -> list[Chain]:
+    """Mark what the head committed; delete what it released, and what it never knew (a batch that did not commit)."""
+    chains = []
+    for allocation in view.allocations:
+        if not allocation.live:
+            # One of a later epoch is another controller's: it knows whether that batch was committed, we do not.
+            if allocation.epoch > view.head.epoch:
+                continue
+            ref = Ref("GpuAllocation", "", allocation.name)
+            chains.append(Chain(f"clear away {allocation.name}", (Delete(ref, allocation.uid),)))
+        elif not allocation.mark:
+            sequence = view.head.committed[allocation.name]
+            chains.append(Chain(f"mark {allocation.name}", (write_status(allocation, sequence=sequence),)))
+    return chains
+
+
+def write_status(
+    allocation: Allocation, *, sequence: int | None = None, pod_uids: Sequence[str] | None = None
+) -> Step:
+    """Write the mark, or the pods that are bound with an allocation."""
+    status = {
+        "sequence": allocation.mark if sequence is None else sequence,
+        "podUIDs": list(allocation.pod_uids if pod_uids is None else pod_uids),
+    }
+    return Replace({**allocation.object, "status": status}, status=True)
+
+
+def _write_head(ledger: Object, head: Head) -> Replace:
+    return Replace({**ledger, "spec": head.to_spec()})

@@ -1,0 +1,38 @@
+"""`plan(world, now) -> Plan`: every write that the controller makes, decided by one pure function.
+
+It is level-triggered: it looks at what is, never at what changed, so it can be asked at any time and after any
+failure. In a world that is as it should be it plans nothing (I7).
+"""
+
+from __future__ import annotations
+
+from vmtenancy.reconcile.admit import admit
+from vmtenancy.reconcile.gate import gate_chains
+from vmtenancy.reconcile.gpuvm import gpuvm_chains
+from vmtenancy.reconcile.ledger import housekeeping, take_over_chain
+from vmtenancy.reconcile.steps import Plan
+from vmtenancy.reconcile.supply import fleet_of, quota_tree_of
+from vmtenancy.reconcile.tenancy import tenancy_chains
+from vmtenancy.reconcile.view import View
+from vmtenancy.reconcile.virtualcluster import virtualcluster_chains
+from vmtenancy.reconcile.waiting_pods import waiting_pod_chains
+from vmtenancy.reconcile.world import World
+
+
+def plan(world: World, now: float) -> Plan:
+    """What to do now; `now` in seconds since the epoch. Reads `world`, never changes it."""
+    view = View(world, now)
+    take_over = take_over_chain(view)
+    if take_over is not None:
+        return Plan((take_over,))
+    fleet, tree = fleet_of(view), quota_tree_of(view)
+    tenancy = tenancy_chains(view, fleet, tree)
+    admission = admit(view, fleet, tree)
+    chains = [admission.chain] if admission.chain else []
+    chains += gate_chains(view, admission.ending)
+    chains += housekeeping(view)
+    chains += tenancy
+    chains += gpuvm_chains(view, admission)
+    chains += virtualcluster_chains(view, admission)
+    chains += waiting_pod_chains(view, admission)
+    return Plan(tuple(chains))

@@ -1,0 +1,194 @@
+"""What exists: nodes, GPUs, pools and classes of the world, as the facts that the placement engine takes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from vmtenancy.api.cohort import Cohort
+from vmtenancy.api.gpuclass import GpuClass
+from vmtenancy.api.gpunode import GpuNode
+from vmtenancy.api.gpupool import GpuPool
+from vmtenancy.api.names import (
+    COUNT_LABEL,
+    GPU_RESOURCE_PREFIXES,
+    MEMORY_LABEL,
+    PRODUCT_LABEL,
+    WORKLOAD_CONFIG_LABEL,
+)
+from vmtenancy.api.quantity import to_bytes, to_milli
+from vmtenancy.api.tenant import Tenant
+from vmtenancy.core.fleet.arrays import Fleet
+from vmtenancy.core.fleet.model import DeviceFacts, Mode, NodeFacts, Offering, Pool
+from vmtenancy.core.quota.tree import CohortQuota, PoolQuota, QuotaTree, TenantQuota
+from vmtenancy.errors import VmtError
+from vmtenancy.reconcile.pods import is_finished
+from vmtenancy.reconcile.steps import Object
+from vmtenancy.reconcile.view import View, by_name
+from vmtenancy.reconcile.world import labels_of, uid_of
+
+MIB = 1 << 20
+
+
+def fleet_of(view: View) -> Fleet:
+    """The fleet with what foreign pods hold taken off, and nothing of ours on it."""
+    used = _used_by_others(view)
+    nodes = [facts for node in by_name(view.world.of("Node")) if (facts := node_facts(view, node, used))]
+    fleet = Fleet.build(nodes, pools_of(view), offerings_of(view))
+    known = {node.name for node in nodes}
+    for pod in foreign_pods(view):
+        name = pod["spec"]["nodeName"]
+        if name in known:
+            for resource, count in view.gpus(pod).items():
+                fleet.hold_foreign(name, resource, count)
+    return fleet
+
+
+def foreign_pods(view: View) -> list[Object]:
+    """Pods that hold GPUs of a node without a grant: they ran before us, or came by another way."""
+    return [
+        pod for pod in view.gpu_pods if pod["spec"].get("nodeName") and uid_of(pod) not in view.live_by_pod
+    ]
+
+
+def pools_of(view: View) -> list[Pool]:
+    """Every valid pool."""
+    pools = []
+    for name, pool in view.all_of(GpuPool).items():
+        selector = pool.spec.selector
+        minimum = 0 if selector.min_memory is None else to_bytes(selector.min_memory)
+        pools.append(Pool(name, frozenset(selector.products), minimum, selector.node_labels))
+    return pools
+
+
+def offerings_of(view: View) -> list[Offering]:
+    """Every valid class whose pool exists."""
+    pools = view.all_of(GpuPool)
+    return [
+        Offering(name, cls.spec.pool, cls.spec.parts, class_resources(cls))
+        for name, cls in view.all_of(GpuClass).items()
+        if cls.spec.pool in pools
+    ]
+
+
+def class_resources(cls: GpuClass) -> dict[Mode, str]:
+    """The extended resource by which each node mode delivers a class."""
+    ways = cls.spec.delivery
+    pairs = ((Mode.CONTAINER, ways.container), (Mode.PASSTHROUGH, ways.passthrough), (Mode.VGPU, ways.vgpu))
+    return {mode: way.resource for mode, way in pairs if way is not None}
+
+
+def quota_tree_of(view: View) -> QuotaTree:
+    """The quota tree of all tenants and cohorts."""
+    tenants = [
+        TenantQuota(
+            name,
+            tenant.spec.cohort,
+            tuple(
+                PoolQuota(
+                    quota.pool,
+                    quota.nominal,
+                    quota.borrowing_limit,
+                    quota.lending_limit,
+                    {limit.name: limit.limit for limit in quota.classes},
+                )
+                for quota in tenant.spec.quota
+            ),
+        )
+        for name, tenant in view.all_of(Tenant).items()
+    ]
+    cohorts = [
+        CohortQuota(
+            name,
+            cohort.spec.parent,
+            tuple(
+                PoolQuota(quota.pool, quota.nominal, quota.borrowing_limit, quota.lending_limit)
+                for quota in cohort.spec.quota
+            ),
+        )
+        for name, cohort in view.all_of(Cohort).items()
+    ]
+    return QuotaTree.build(tenants, cohorts)
+
+
+def node_facts(view: View, node: Object, used: Mapping[str, tuple[int, int]]) -> NodeFacts | None:
+    """Facts about one node, or None where it has no GPUs.
+
+    The agent's GpuNode is believed before labels and capacities. `used` is (millicores, bytes) by node that pods
+    without a grant ask for.
+    """
+    name = node["metadata"]["name"]
+    labels = labels_of(node)
+    allocatable = (node.get("status") or {}).get("allocatable") or {}
+    capacity = {
+        resource: int(count)
+        for resource, count in allocatable.items()
+        if resource.startswith(GPU_RESOURCE_PREFIXES)
+    }
+    seen = view.world.get("GpuNode", "", name)
+    agent = view.parsed(seen, GpuNode) if seen else None
+    if isinstance(agent, VmtError):
+        agent = None
+    if not capacity and agent is None:
+        return None
+    mode = labels.get(WORKLOAD_CONFIG_LABEL, "")
+    product, memory = labels.get(PRODUCT_LABEL, ""), int(labels.get(MEMORY_LABEL, "0")) * MIB
+    devices = tuple(DeviceFacts(f"gpu-{index}") for index in range(int(labels.get(COUNT_LABEL, "0"))))
+    if agent is not None and agent.status.gpus:
+        cordoned = set(agent.spec.cordoned_devices)
+        gpus = sorted(agent.status.gpus, key=lambda gpu: gpu.pci_address)
+        devices = tuple(DeviceFacts(g.pci_address, g.healthy, g.pci_address in cordoned) for g in gpus)
+        mode = agent.status.mode or mode
+        product, memory = gpus[0].product, to_bytes(gpus[0].memory)
+    cpu_used, memory_used = used.get(name, (0, 0))
+    return NodeFacts(
+        name=name,
+        mode=Mode(mode) if mode in set(Mode) else None,
+        schedulable=_is_schedulable(node),
+        product=product,
+        gpu_memory=memory,
+        labels=labels,
+        devices=devices,
+        capacity=capacity,
+        cpu=to_milli(allocatable.get("cpu", "0")) - cpu_used,
+        memory=to_bytes(allocatable.get("memory", "0")) - memory_used,
+    )
+
+
+def _is_schedulable(node: Object) -> bool:
+    conditions = (node.get("status") or {}).get("conditions") or ()
+    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+    return ready and not (node.get("spec") or {}).get("unschedulable")
+
+
+def _used_by_others(view: View) -> dict[str, tuple[int, int]]:
+    used: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for pod in view.world.of("Pod"):
+        node = pod["spec"].get("nodeName")
+        if node and uid_of(pod) not in view.live_by_pod and not is_finished(pod):
+            cpu, memory = view.remembered(pod, pod_needs, "/needs")
+            used[node] = (used[node][0] + cpu, used[node][1] + memory)
+    return used
+
+
+def pod_needs(pod: Mapping[str, Any]) -> tuple[int, int]:
+    """What a pod asks for: (millicores, bytes), as the scheduler counts containers and the pod's overhead."""
+    spec = pod["spec"]
+    running = [*(spec.get("containers") or ())]
+    running += [c for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always"]
+    total = [_asks(c) for c in running]
+    first = [_asks(c) for c in spec.get("initContainers") or ()]
+    overhead = _amounts(spec.get("overhead") or {})
+    cpu = max(sum(c for c, _ in total), max((c for c, _ in first), default=0)) + overhead[0]
+    memory = max(sum(m for _, m in total), max((m for _, m in first), default=0)) + overhead[1]
+    return cpu, memory
+
+
+def _asks(container: Mapping[str, Any]) -> tuple[int, int]:
+    resources = container.get("resources") or {}
+    return _amounts({**(resources.get("limits") or {}), **(resources.get("requests") or {})})
+
+
+def _amounts(amounts: Mapping[str, Any]) -> tuple[int, int]:
+    return to_milli(amounts.get("cpu", "0")), to_bytes(amounts.get("memory", "0"))

@@ -1,0 +1,207 @@
+"""Tenants and what describes the fleet: namespaces with their label, and the status of the cluster-scoped kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vmtenancy.api.cohort import Cohort
+from vmtenancy.api.gpuclass import PARTS_PER_GPU, GpuClass
+from vmtenancy.api.gpupool import GpuPool
+from vmtenancy.api.names import SYSTEM_NAMESPACE, TENANT_LABEL, VIRTUAL_CLUSTER_LABEL
+from vmtenancy.api.tenant import Tenant
+from vmtenancy.core.fleet.arrays import Fleet
+from vmtenancy.core.quota.tree import QuotaTree
+from vmtenancy.errors import Code, Problem, VmtError
+from vmtenancy.reconcile.charges import charges, gpus_text, pool_sums
+from vmtenancy.reconcile.status import Condition, status_steps
+from vmtenancy.reconcile.steps import Apply, Chain, Object, Replace
+from vmtenancy.reconcile.view import View, by_name
+from vmtenancy.reconcile.world import is_deleting, labels_of, ref_of
+
+#: Reasons of a condition by the code of the problem behind it.
+_REASONS = {Code.COHORT_CYCLE: "CohortCycle", Code.UNKNOWN_REFERENCE: "CohortNotFound"}
+
+
+def tenancy_chains(view: View, fleet: Fleet, tree: QuotaTree) -> list[Chain]:
+    """Namespaces to label, and every status of tenants, cohorts, pools and classes that is not right."""
+    owners = namespace_owners(view)
+    chains = _namespaces(view, owners)
+    chains += _tenants(view, tree, owners)
+    chains += _cohorts(view, tree)
+    chains += _pools(view, fleet)
+    chains += _classes(view)
+    return chains
+
+
+def is_reserved(namespace: str) -> bool:
+    """Namespaces of the cluster itself: pods there must never wait for a grant."""
+    return namespace.startswith("kube-") or namespace in ("kube", "kubevirt", "cdi", SYSTEM_NAMESPACE)
+
+
+def namespace_owners(view: View) -> dict[str, str]:
+    """The tenant of each namespace that tenants name: the one whose label it has, else the one created first."""
+    owners: dict[str, str] = {}
+    tenants = [obj for obj in view.world.of("Tenant") if not is_deleting(obj)]
+    for obj in sorted(tenants, key=lambda o: (o["metadata"]["creationTimestamp"], o["metadata"]["name"])):
+        tenant = view.parsed(obj, Tenant)
+        if isinstance(tenant, VmtError):
+            continue
+        for namespace in tenant.spec.namespaces:
+            home = view.world.get("Namespace", "", namespace)
+            if is_reserved(namespace) or (home and VIRTUAL_CLUSTER_LABEL in labels_of(home)):
+                continue
+            if namespace not in owners or view.tenant_of(namespace) == tenant.metadata.name:
+                owners[namespace] = tenant.metadata.name
+    return owners
+
+
+def _namespaces(view: View, owners: dict[str, str]) -> list[Chain]:
+    chains = []
+    for namespace, tenant in sorted(owners.items()):
+        home = view.world.get("Namespace", "", namespace)
+        if home is not None and (is_deleting(home) or labels_of(home).get(TENANT_LABEL) == tenant):
+            continue
+        if home is not None and _in_use(view, namespace):
+            continue  # the grants in it are charged to the tenant that it has now
+        obj = {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"name": namespace, "labels": {TENANT_LABEL: tenant}},
+        }
+        chains.append(Chain(f"give namespace {namespace} to tenant {tenant}", (Apply(obj),)))
+    for home in by_name(view.world.of("Namespace")):
+        name, labels = home["metadata"]["name"], labels_of(home)
+        stray = TENANT_LABEL in labels and VIRTUAL_CLUSTER_LABEL not in labels and name not in owners
+        if stray and not is_deleting(home) and not _in_use(view, name):
+            left = {key: value for key, value in labels.items() if key != TENANT_LABEL}
+            wanted = {**home, "metadata": {**home["metadata"], "labels": left}}
+            chains.append(Chain(f"take namespace {name} from its tenant", (Replace(wanted),)))
+    return chains
+
+
+def _in_use(view: View, namespace: str) -> bool:
+    return any(grant.owner_namespace == namespace for grant in view.live)
+
+
+def _tenants(view: View, tree: QuotaTree, owners: dict[str, str]) -> list[Chain]:
+    usage = charges(view.live)
+    chains: list[Chain] = []
+    for obj in by_name(view.world.of("Tenant")):
+        tenant = view.parsed(obj, Tenant)
+        if isinstance(tenant, VmtError):
+            chains += _report(view, obj, {}, _invalid(tenant))
+            continue
+        name = tenant.metadata.name
+        rows = []
+        for quota in tenant.spec.quota:
+            parts = usage.get((name, quota.pool), 0)
+            borrowed = max(0, parts - quota.nominal * PARTS_PER_GPU)
+            rows.append(
+                {
+                    "pool": quota.pool,
+                    "allocated": gpus_text(parts),
+                    "nominal": quota.nominal,
+                    "borrowed": gpus_text(borrowed),
+                }
+            )
+        chains += _report(view, obj, {"usage": rows}, _tenant_ready(view, tenant, tree, owners))
+    return chains
+
+
+def _tenant_ready(view: View, tenant: Tenant, tree: QuotaTree, owners: dict[str, str]) -> Condition:
+    name = tenant.metadata.name
+    pools, classes = view.all_of(GpuPool), view.all_of(GpuClass)
+
+    def bad(reason: str, message: str) -> Condition:
+        return Condition("Ready", False, reason, message, event=True, warning=True)
+
+    for namespace in tenant.spec.namespaces:
+        if is_reserved(namespace):
+            return bad("NamespaceReserved", f"namespace {namespace} is the cluster's own")
+        home = view.world.get("Namespace", "", namespace)
+        if home and VIRTUAL_CLUSTER_LABEL in labels_of(home):
+            return bad("NamespaceTaken", f"namespace {namespace} belongs to a virtual cluster")
+        if (other := owners.get(namespace, name)) != name:
+            return bad("NamespaceTaken", f"namespace {namespace} belongs to tenant {other}")
+        if (other := view.tenant_of(namespace)) not in ("", name):
+            return bad("NamespaceTaken", f"namespace {namespace} still has grants of tenant {other}")
+    for quota in tenant.spec.quota:
+        if quota.pool not in pools:
+            return bad("PoolNotFound", _unknown("GpuPool", quota.pool, pools))
+        for limit in quota.classes:
+            if limit.name not in classes or classes[limit.name].spec.pool != quota.pool:
+                here = [n for n, cls in classes.items() if cls.spec.pool == quota.pool]
+                return bad("ClassNotFound", _unknown(f"GpuClass of pool {quota.pool}", limit.name, here))
+    if problem := tree.tenant_problems.get(name):
+        return bad(_REASONS.get(problem.code, "QuotaInvalid"), str(problem))
+    return Condition("Ready", True, "Ready", f"namespaces {', '.join(tenant.spec.namespaces)}")
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    expected = f"one of {', '.join(sorted(known)) or 'none'}"
+    return str(Problem(Code.UNKNOWN_REFERENCE, "", f"no such {kind}", name, expected))
+
+
+def _cohorts(view: View, tree: QuotaTree) -> list[Chain]:
+    chains: list[Chain] = []
+    for obj in by_name(view.world.of("Cohort")):
+        cohort = view.parsed(obj, Cohort)
+        if isinstance(cohort, VmtError):
+            ready = _invalid(cohort)
+        elif problem := tree.cohort_problems.get(cohort.metadata.name):
+            reason = "ParentNotFound" if problem.code is Code.UNKNOWN_REFERENCE else "CohortCycle"
+            ready = Condition("Ready", False, reason, str(problem), event=True, warning=True)
+        else:
+            ready = Condition("Ready", True, "Ready")
+        chains += _report(view, obj, {}, ready)
+    return chains
+
+
+def _pools(view: View, fleet: Fleet) -> list[Chain]:
+    granted = pool_sums(charges(view.live))
+    chains: list[Chain] = []
+    for obj in by_name(view.world.of("GpuPool")):
+        pool = view.parsed(obj, GpuPool)
+        if isinstance(pool, VmtError):
+            chains += _report(view, obj, {}, _invalid(pool))
+            continue
+        totals = fleet.totals(pool.metadata.name)
+        if totals.gpus:
+            ready = Condition("Ready", True, "Ready", f"{totals.gpus} GPUs match")
+        else:
+            ready = Condition("Ready", False, "NoGpus", "no GPU matches the selector", event=True, warning=True)
+        fields = {
+            "gpus": totals.gpus,
+            "allocatable": totals.allocatable,
+            "allocated": gpus_text(granted.get(pool.metadata.name, 0)),
+        }
+        chains += _report(view, obj, fields, ready)
+    return chains
+
+
+def _classes(view: View) -> list[Chain]:
+    pools = view.all_of(GpuPool)
+    chains: list[Chain] = []
+    for obj in by_name(view.world.of("GpuClass")):
+        cls = view.parsed(obj, GpuClass)
+        if isinstance(cls, VmtError):
+            ready = _invalid(cls)
+        elif cls.spec.pool not in pools:
+            message = _unknown("GpuPool", cls.spec.pool, pools)
+            ready = Condition("Ready", False, "PoolNotFound", message, event=True, warning=True)
+        else:
+            ready = Condition("Ready", True, "Ready")
+        chains += _report(view, obj, {}, ready)
+    return chains
+
+
+def _invalid(error: VmtError) -> Condition:
+    return Condition("Ready", False, "Invalid", str(error), event=True, warning=True)
+
+
+def _report(view: View, obj: Object, fields: dict[str, object], ready: Condition) -> list[Chain]:
+    if is_deleting(obj):
+        return []
+    generation = int(obj["metadata"]["generation"])
+    steps = status_steps(obj, fields, [ready], generation=generation, now=view.now)
+    return [Chain(f"report {ref_of(obj)}: {ready.reason}", steps)] if steps else []

@@ -1,0 +1,258 @@
+"""A world made ready for planning: parsed, indexed, and with the ledger applied.
+
+Built once for each plan in one pass over the objects; parsed forms are remembered by resourceVersion, so that an
+unchanged object costs a dictionary look-up.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+from vmtenancy.api import parse
+from vmtenancy.api.common import Kind
+from vmtenancy.api.gpuallocation import Grant
+from vmtenancy.api.names import OWNER_UID_LABEL, TENANT_LABEL
+from vmtenancy.core.ledger.head import Head, is_live
+from vmtenancy.errors import VmtError
+from vmtenancy.reconcile.pods import gpu_requests, is_finished, is_gated
+from vmtenancy.reconcile.steps import Object
+from vmtenancy.reconcile.world import World, is_deleting, labels_of, owner_uids, uid_of
+from vmtenancy.render.catalog import Catalog, parse_catalog
+
+R = TypeVar("R", bound=Kind)
+T = TypeVar("T")
+
+LEDGER_NAME = "fleet"
+"""The name of the one shard's `GpuLedger`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """One `GpuAllocation` with what the head says of it: `mark` is its own proof of the commit (0: none yet)."""
+
+    object: Object
+    name: str
+    uid: str
+    owner_kind: str
+    owner_namespace: str
+    owner_name: str
+    owner_uid: str
+    tenant: str
+    parent: str
+    epoch: int
+    node: str
+    grants: tuple[Grant, ...]
+    pod_uids: tuple[str, ...]
+    mark: int
+    live: bool
+
+    @property
+    def wanted(self) -> dict[str, int]:
+        """Count by class, as the owner asked for it."""
+        return {grant.class_: grant.count for grant in self.grants}
+
+    @property
+    def resources(self) -> dict[str, int]:
+        """Count by extended resource, as a pod has to ask for it."""
+        total: dict[str, int] = {}
+        for grant in self.grants:
+            total[grant.resource] = total.get(grant.resource, 0) + grant.count
+        return total
+
+
+class View:
+    """One plan's reading of the world."""
+
+    def __init__(self, world: World, now: float) -> None:
+        self.world = world
+        self.now = now
+
+    # -- parsed forms -----------------------------------------------------------------------------------------
+
+    def remembered(
+        self, obj: Object, make: Callable[[Object], T], what: str = "", *, by: str = "resourceVersion"
+    ) -> T:
+        """`make(obj)`, computed once for each `by` of the object: `generation` where only its spec matters."""
+        meta = obj["metadata"]
+        key = (obj["kind"] + what, meta.get("uid", ""), str(meta.get(by, "")))
+        memo = self.world.memo
+        if key not in memo:
+            memo[key] = make(obj)
+        found: T = memo[key]
+        return found
+
+    def parsed(self, obj: Object, model: type[R]) -> R | VmtError:
+        """The typed form of one of our objects, or what is wrong with it."""
+
+        def attempt(raw: Object) -> Kind | VmtError:
+            try:
+                return parse(raw)
+            except VmtError as error:
+                return error
+
+        result = self.remembered(obj, attempt)
+        assert isinstance(result, model | VmtError)  # noqa: S101 - parse goes by kind
+        return result
+
+    def all_of(self, model: type[R]) -> dict[str, R]:
+        """Every valid object of a cluster-scoped kind by name; invalid ones are left out."""
+        found = {}
+        for obj in self.world.of(model.__name__):
+            typed = self.parsed(obj, model)
+            if not isinstance(typed, VmtError):
+                found[obj["metadata"]["name"]] = typed
+        return found
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The VM templates. Raises `VmtError` where a shipped template is broken."""
+        memo = self.world.memo
+        key = ("Catalog", str(id(self.world.templates)), "")
+        if key not in memo:
+            memo[key] = parse_catalog(self.world.templates)
+        catalog: Catalog = memo[key]
+        return catalog
+
+    # -- indexes ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def owned(self) -> Mapping[str, list[Object]]:
+        """Objects by the uid of each owner that they reference."""
+        index: dict[str, list[Object]] = defaultdict(list)
+        for kind in ("VirtualMachine", "VirtualMachineInstance", "Pod", "Secret"):
+            for obj in self.world.of(kind):
+                for uid in owner_uids(obj):
+                    index[uid].append(obj)
+        return index
+
+    @cached_property
+    def labelled(self) -> Mapping[str, list[Object]]:
+        """Objects that we made in other namespaces or cluster-wide, by the uid of the object that they are for."""
+        index: dict[str, list[Object]] = defaultdict(list)
+        for objects in self.world.objects.values():
+            for obj in objects.values():
+                if uid := labels_of(obj).get(OWNER_UID_LABEL):
+                    index[uid].append(obj)
+        return index
+
+    @cached_property
+    def gpu_pods(self) -> list[Object]:
+        """Pods that ask for GPUs and have not finished."""
+        return [pod for pod in self.world.of("Pod") if not is_finished(pod) and self.gpus(pod)]
+
+    @cached_property
+    def gpu_pods_by_uid(self) -> Mapping[str, Object]:
+        """The same by uid."""
+        return {uid_of(pod): pod for pod in self.gpu_pods}
+
+    @cached_property
+    def pods_by_namespace(self) -> Mapping[str, list[Object]]:
+        """All pods by namespace."""
+        index: dict[str, list[Object]] = defaultdict(list)
+        for pod in self.world.of("Pod"):
+            index[pod["metadata"]["namespace"]].append(pod)
+        return index
+
+    @cached_property
+    def virtual_clusters_by_uid(self) -> Mapping[str, Object]:
+        """VirtualClusters by uid."""
+        return {uid_of(obj): obj for obj in self.world.of("VirtualCluster")}
+
+    @cached_property
+    def gated_pods(self) -> list[Object]:
+        """Pods that our gate holds, neither finished nor going."""
+        pods = self.world.of("Pod")
+        return [pod for pod in pods if is_gated(pod) and not is_finished(pod) and not is_deleting(pod)]
+
+    def gpus(self, pod: Object) -> dict[str, int]:
+        """GPUs that a pod asks for, by resource."""
+        return self.remembered(pod, gpu_requests, "/gpus")
+
+    def descendants(self, uid: str) -> list[Object]:
+        """Everything below an owner: GpuVM → VirtualMachine → VirtualMachineInstance → launcher pods."""
+        found: list[Object] = []
+        waiting = [uid]
+        seen = {uid}
+        while waiting:
+            for child in self.owned.get(waiting.pop(), ()):
+                child_uid = uid_of(child)
+                if child_uid not in seen:
+                    seen.add(child_uid)
+                    found.append(child)
+                    waiting.append(child_uid)
+        return found
+
+    def tenant_of(self, namespace: str) -> str:
+        """The tenant that owns a namespace, by the label that only the controller can set; `""` if none."""
+        home = self.world.get("Namespace", "", namespace)
+        return labels_of(home).get(TENANT_LABEL, "") if home else ""
+
+    # -- the ledger -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def ledger(self) -> Object | None:
+        """The head as an object."""
+        return self.world.get("GpuLedger", "", LEDGER_NAME)
+
+    @cached_property
+    def head(self) -> Head:
+        """The head; an empty one before the first controller."""
+        return Head.from_spec(self.ledger["spec"]) if self.ledger else Head()
+
+    @cached_property
+    def allocations(self) -> list[Allocation]:
+        """Every allocation object, live or not, in the order of their names."""
+        objects = sorted(self.world.of("GpuAllocation"), key=lambda obj: str(obj["metadata"]["name"]))
+        return [self._allocation(obj) for obj in objects]
+
+    @cached_property
+    def live(self) -> list[Allocation]:
+        """The grants that count."""
+        return [allocation for allocation in self.allocations if allocation.live]
+
+    @cached_property
+    def live_by_owner(self) -> Mapping[str, Allocation]:
+        """Live grants by the uid of their owner."""
+        return {allocation.owner_uid: allocation for allocation in self.live}
+
+    @cached_property
+    def live_by_pod(self) -> Mapping[str, Allocation]:
+        """Live grants by the uid of each pod that was bound with them."""
+        return {uid: allocation for allocation in self.live for uid in allocation.pod_uids}
+
+    def _allocation(self, obj: Object) -> Allocation:
+        spec: Mapping[str, Any] = obj["spec"]
+        status: Mapping[str, Any] = obj.get("status") or {}
+        owner = spec["owner"]
+        name = str(obj["metadata"]["name"])
+        mark = int(status.get("sequence") or 0)
+        return Allocation(
+            object=obj,
+            name=name,
+            uid=uid_of(obj),
+            owner_kind=owner["kind"],
+            owner_namespace=owner["namespace"],
+            owner_name=owner["name"],
+            owner_uid=owner["uid"],
+            tenant=spec["tenant"],
+            parent=spec.get("parent") or "",
+            epoch=spec["epoch"],
+            node=spec.get("node") or "",
+            grants=self.remembered(obj, _grants, "/grants"),
+            pod_uids=tuple(status.get("podUIDs") or ()),
+            mark=mark,
+            live=is_live(self.head, name, mark),
+        )
+
+
+def _grants(obj: Object) -> tuple[Grant, ...]:
+    return tuple(Grant.model_validate(grant) for grant in obj["spec"]["grants"])
+
+
+def by_name(objects: Iterable[Object]) -> list[Object]:
+    """Objects in the order of namespace and name, so that equal worlds give equal plans."""
+    return sorted(objects, key=lambda o: (o["metadata"].get("namespace", ""), o["metadata"]["name"]))

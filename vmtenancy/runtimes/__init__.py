@@ -1,0 +1,1 @@
+"""The two runtimes behind one interface: KubeVirt for GpuVMs, vCluster for VirtualClusters."""

@@ -1,0 +1,1 @@
+"""Real control planes, GPU fleets and node stand-ins for tests: see ``vmtenancy.testing.plugin``."""
