@@ -61,5 +61,7 @@ def mapping(path: Path) -> dict[str, Any]:
         raise VmtError(Problem(Code.INVALID_FIELD, "", f"{path} can not be read: {error}")) from error
     if not isinstance(found, dict):
         expected = "a mapping of names to values"
-        raise VmtError(Problem(Code.INVALID_FIELD, "", f"{path} is not usable", type(found).__name__, expected))
+        raise VmtError(
+            Problem(Code.INVALID_FIELD, "", f"{path} is not usable", type(found).__name__, expected)
+        )
     return found

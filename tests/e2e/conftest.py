@@ -8,7 +8,9 @@ import yaml
 
 from vmtenancy import resources
 from vmtenancy.reconcile.steps import Object
+from vmtenancy.reconcile.world import ref_of
 from vmtenancy.testing import vcluster
+from vmtenancy.testing.cleanup import Snapshot
 from vmtenancy.testing.controller import ControllerProcess, install_into
 from vmtenancy.testing.controlplane import ControlPlane
 from vmtenancy.testing.kubevirt import KubeVirt
@@ -23,13 +25,15 @@ def manifests() -> dict[str, list[Object]]:
 
 
 @pytest.fixture(scope="module")
-def virtualization(control_plane: ControlPlane) -> Iterator[ControlPlane]:
+def virtualization(control_plane: ControlPlane, kubevirt: KubeVirt) -> Iterator[ControlPlane]:
     """KubeVirt, vCluster's node and vmtenancy itself on the control plane of this run."""
     if reason := vcluster.can_run():
         pytest.skip(reason)
-    with KubeVirt(control_plane), VClusterRunner(control_plane):
+    before = Snapshot.take(control_plane)
+    with VClusterRunner(control_plane):
         install_into(control_plane.kubeconfig)
         yield control_plane
+    before.restore()
 
 
 @pytest.fixture
@@ -42,3 +46,11 @@ def controller(virtualization: ControlPlane, tmp_path: Path) -> Iterator[Control
 def stage(virtualization: ControlPlane) -> Iterator[ClusterStage]:
     with ClusterStage(virtualization.kubeconfig, "real") as stage:
         yield stage
+        # What a failed test left must not disturb the next one; the controller still runs.
+        for kinds in (("GpuVM", "VirtualCluster"), ("Tenant", "Cohort", "GpuClass", "GpuPool")):
+            for ref in [ref_of(obj) for kind in kinds for obj in stage.world().of(kind)]:
+                stage.delete(ref)
+            stage.wait(
+                f"{kinds} to be gone",
+                lambda world, kinds=kinds: not any(len(world.objects[k]) for k in kinds),
+            )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from audit import writes_at_rest
+
 from vmtenancy.reconcile import check
 from vmtenancy.reconcile.steps import Object, Ref
 from vmtenancy.testing.controller import ControllerProcess
@@ -28,7 +28,8 @@ def test_the_story_on_the_real_programs(
         assert check(scene.world) == [], scene.title
         if scene.title.startswith("A pod with two GPUs"):
             inside = eventually(
-                "the pod inside to be Running", lambda: _running(stage.get_inside(LAB, Ref("Pod", "default", "finetune")))
+                "the pod inside to be Running",
+                lambda: _running(stage.get_inside(LAB, Ref("Pod", "default", "finetune"))),
             )
             (outside,) = [p for p in scene.world.of("Pod") if p["metadata"]["name"].startswith("finetune-x-")]
             assert inside["spec"]["nodeName"] == outside["spec"]["nodeName"]
@@ -41,7 +42,9 @@ def test_the_story_on_the_real_programs(
     assert leftovers(stage.world()) == []
 
 
-@pytest.mark.parametrize("victim", ["A virtual machine with two whole GPUs", "A virtual cluster with", "Room is made"])
+@pytest.mark.parametrize(
+    "victim", ["A virtual machine with two whole GPUs", "A virtual cluster with", "Room is made"]
+)
 def test_a_killed_controller_goes_on(
     controller: ControllerProcess, stage: ClusterStage, manifests: Manifests, victim: str
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from faults import Proxy
 
+from vmtenancy import resources
 from vmtenancy.errors import Code, Problem, VmtError
 from vmtenancy.kube import errors
 from vmtenancy.kube.cache import Cache
@@ -172,15 +173,28 @@ async def test_a_write_whose_answer_was_lost_is_read_again(
 @pytest.mark.cluster
 async def test_status_is_written_apart(client: Client) -> None:
     cache = Cache()
-    node: Object = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "status-test"}}
-    stored = await client.create(node)
-    ready = {"type": "Ready", "status": "True", "reason": "Test", "message": ""}
-    wanted = {**stored, "spec": {"unschedulable": True}, "status": {"conditions": [ready]}}
+    for crd in resources.objects(resources.folder("crds") / "cohorts.yaml"):
+        await client.apply(crd)
+    cohort: Object = {
+        "apiVersion": "vmtenancy.io/v1alpha1",
+        "kind": "Cohort",
+        "metadata": {"name": "c"},
+        "spec": {"quota": []},
+    }
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                stored = await client.create(cohort)
+                break
+            except errors.NotFoundError:  # not served yet
+                await asyncio.sleep(0.02)
+    status = {"observedGeneration": 1}
+    wanted = {**stored, "spec": {"parent": "p", "quota": []}, "status": status}
     [outcome] = await executor(client, cache).execute(plan(Replace(wanted, status=True)))
     assert outcome.error is None
-    after = cache.world.objects["Node"]["", "status-test"]
-    assert after["status"]["conditions"][0]["reason"] == "Test"
-    assert "unschedulable" not in after["spec"]
+    after = cache.world.objects["Cohort"]["", "c"]
+    assert after["status"] == status
+    assert "parent" not in after["spec"]
 
 
 @pytest.mark.cluster

@@ -16,7 +16,7 @@ from vmtenancy.core.ledger.head import Head
 from vmtenancy.reconcile import Plan, World, check, plan
 from vmtenancy.reconcile.memory import ConflictError
 from vmtenancy.reconcile.status import condition
-from vmtenancy.reconcile.steps import Chain, Object, Ref, RenderChart, Step
+from vmtenancy.reconcile.steps import Chain, Create, Object, Ref, RenderChart, Step
 from vmtenancy.reconcile.view import LEDGER_NAME, View
 from vmtenancy.reconcile.world import ref_of, uid_of
 from vmtenancy.testing.fleet import gpu_node
@@ -49,6 +49,7 @@ class Lab(SimulatedCluster):
         self.steps: list[Step] = []
         self.fault: tuple[int, Fault] | None = None
         self.quota_just_decided = True
+        self.ever_live: set[str] = set()
 
     # -- the controller ---------------------------------------------------------------------------------------
 
@@ -105,7 +106,12 @@ class Lab(SimulatedCluster):
         world.chart_errors = {}
 
     def judge(self, *, at_rest: bool = False) -> None:
-        """Raise `AssertionError` where an invariant is broken."""
+        """Raise `AssertionError` where an invariant is broken, or the name of a grant is used again."""
+        live = self.live_grants()
+        step = self.steps[-1] if self.steps else None
+        if isinstance(step, Create) and step.object["kind"] == "GpuAllocation":
+            assert step.object["metadata"]["name"] not in self.ever_live
+        self.ever_live |= live
         found = check(self.cluster.world, quota_just_decided=self.quota_just_decided, at_rest=at_rest)
         assert not found, "\n".join(map(str, found))
 
@@ -203,7 +209,7 @@ def fork(lab: Lab) -> Lab:
         ),
         events=list(lab.cluster.events),
     )
-    twin.whys, twin.steps = list(lab.whys), list(lab.steps)
+    twin.whys, twin.steps, twin.ever_live = list(lab.whys), list(lab.steps), set(lab.ever_live)
     return twin
 
 
@@ -296,9 +302,20 @@ def small_lab(identity: str = "controller-1") -> Lab:
 
 _UID = re.compile(r"(?:(?:vm|vc|pod)-)?uid-\d{6}(?:-\d+-\d+)?|(?<=virt-launcher-)[-a-z0-9]+-\d{6}")
 _OF_THE_MOMENT = re.compile(
-    r'"(?:uid|resourceVersion|creationTimestamp|lastTransitionTime|deletionTimestamp|%s)": "[^"]*"|'
-    r'"(?:sequence|epoch)": \d+' % re.escape(APPLIED_ANNOTATION)
+    r'("(?:uid|resourceVersion|creationTimestamp|lastTransitionTime|deletionTimestamp|%s)": )"[^"]*"|'
+    r'("(?:generation|sequence|epoch)": )\d+' % re.escape(APPLIED_ANNOTATION)
 )
+
+
+_texts: dict[int, tuple[Object, str]] = {}
+
+
+def _text(obj: Object) -> str:
+    """An object as JSON without what is of the moment; remembered, since objects never change and most are shared."""
+    found = _texts.get(id(obj))
+    if found is None:
+        found = _texts[id(obj)] = obj, _OF_THE_MOMENT.sub(r"\1\2*", json.dumps(obj, sort_keys=True))
+    return found[1]
 
 
 def end_state(world: World) -> dict[str, str]:
@@ -317,7 +334,7 @@ def end_state(world: World) -> dict[str, str]:
         if obj["kind"] != "GpuAllocation":
             known[uid_of(obj)] = _UID.sub(named, str(ref_of(obj)))
     return {
-        _UID.sub(named, str(ref_of(obj))): _UID.sub(named, _OF_THE_MOMENT.sub("", json.dumps(obj, sort_keys=True)))
+        _UID.sub(named, str(ref_of(obj))): _UID.sub(named, _text(obj))
         for obj in everything
     }
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-from crash_points import crash_points, late_controllers, without_faults
-from lab import small_lab
+from crash_points import Way, crash_points, late_controllers, without_faults
+from lab import Fault, Lab, small_lab
 from scenarios import SCENARIOS
+
+from vmtenancy import resources
+from vmtenancy.reconcile import Plan, World
+from vmtenancy.reconcile.steps import Object
+from vmtenancy.testing.stage_memory import MemoryStage
+from vmtenancy.testing.story import tell
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -22,3 +30,46 @@ def test_i8_a_controller_that_wakes_up_late_changes_nothing(name: str) -> None:
     points = [late_controllers(without_faults(lab, act)) for act in SCENARIOS[name]]
     assert all(points), points
     print(f"{sum(points)} points, 0 violations")
+
+
+class FaultyStage(MemoryStage):
+    """The stage of the story, where everything that follows from an act is also played once per crash point."""
+
+    def __init__(self, strike: Callable[[Way], int]) -> None:
+        self.simulated: Lab = Lab()
+        self.strike = strike
+        self.points: list[int] = []
+
+    def wait(self, what: str, ready: Callable[[World], bool], timeout: float = 0.0) -> World:
+        self.points.append(self.strike(without_faults(self.simulated, lambda lab: None)))
+        return super().wait(what, ready, timeout)
+
+
+def manifests() -> dict[str, list[Object]]:
+    files = sorted(resources.folder("quickstart").glob("*.yaml"))
+    return {file.name: list(resources.objects(file)) for file in files}
+
+
+@pytest.mark.parametrize("strike", [crash_points, late_controllers])
+def test_the_story_has_no_point_at_which_it_breaks(strike: Callable[[Way], int]) -> None:
+    stage = FaultyStage(strike)
+    scenes = list(tell(stage, manifests()))
+    assert len(scenes) == 8
+    assert sum(map(bool, stage.points)) >= 8
+    print(f"the story: {sum(stage.points)} points, 0 violations")
+
+
+@pytest.mark.parametrize("every", [2, 3, 5])
+def test_the_story_is_told_to_its_end_by_controllers_that_are_killed_again_and_again(every: int) -> None:
+    """Not one fault and then peace: each controller writes `every` times at most, then it dies."""
+
+    class Mortal(Lab):
+        def plan(self) -> Plan:
+            self.fault = (every, Fault.KILLED_BEFORE)
+            return super().plan()
+
+    stage = MemoryStage({})
+    stage.simulated = Mortal()
+    scenes = list(tell(stage, manifests()))
+    assert len(scenes) == 8
+    assert int(stage.simulated.cluster.world.identity.rpartition("-")[2]) > 5

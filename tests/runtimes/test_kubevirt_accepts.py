@@ -1,7 +1,8 @@
 """What is rendered meets the real KubeVirt: accepted by virt-api, stable when applied again, and observed."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +22,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.kubevirt]
 
 CATALOG = catalog()
 NAMESPACE = "render"
+CRDS = Path(__file__).parents[2] / "crds"
 DEVICES = {"passthrough": next(iter(PCI_DEVICES)), "vgpu": next(iter(MEDIATED_DEVICES))}
-CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 GPUVMS = f"/apis/vmtenancy.io/v1alpha1/namespaces/{NAMESPACE}/gpuvms"
 PATHS = {
     "Secret": f"/api/v1/namespaces/{NAMESPACE}/secrets",
@@ -37,7 +38,7 @@ def host(kubevirt: KubeVirt) -> Iterator[ControlPlane]:
     """KubeVirt, our GpuVM kind, a namespace and one GPU node per kind of device."""
     cluster = kubevirt.cluster
     before = Snapshot.take(cluster)
-    cluster.kubectl("apply", "--server-side", "--filename=crds/gpuvms.yaml")
+    cluster.kubectl("apply", "--server-side", f"--filename={CRDS / 'gpuvms.yaml'}")
     cluster.kubectl("wait", "--for=condition=Established", "crd/gpuvms.vmtenancy.io", "--timeout=30s")
     cluster.request("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
     modes: list[tuple[str, fleet.Mode]] = [("passthrough", "vm-passthrough"), ("vgpu", "vm-vgpu")]
@@ -115,6 +116,13 @@ def observed(host: ControlPlane, vm: GpuVM) -> VmObservation:
     return runtime.observe(vm, children)
 
 
+def seen_if(
+    host: ControlPlane, vm: GpuVM, condition: Callable[[VmObservation], bool]
+) -> VmObservation | None:
+    found = observed(host, vm)
+    return found if condition(found) else None
+
+
 def test_a_life_is_observed_from_start_to_stop(host: ControlPlane) -> None:
     vm = stored(host, "default", "alive")
     assert observed(host, vm).phase == "Pending"
@@ -140,7 +148,7 @@ def test_a_life_is_observed_from_start_to_stop(host: ControlPlane) -> None:
     apply(host, halted)
     first = observed(host, vm)
     assert (first.phase, first.holding) == ("Stopping", True)
-    stopped = eventually("nothing held", lambda: (o := observed(host, vm)) and not o.holding and o, 60)
+    stopped = eventually("nothing held", lambda: seen_if(host, vm, lambda found: not found.holding), 60)
     assert (stopped.phase, stopped.node, stopped.failed) == ("Stopped", "", False)
 
 
@@ -148,6 +156,6 @@ def test_a_device_that_is_not_permitted_is_a_failure_with_kubevirts_words(host: 
     vm = stored(host, "default", "refused")
     (obj,) = runtime.objects(vm, [grant("nvidia.com/UNKNOWN")], VmInputs("vision", CATALOG))
     apply(host, obj)
-    found = eventually("a failure", lambda: (o := observed(host, vm)) and o.failed and o, 60)
+    found = eventually("a failure", lambda: seen_if(host, vm, lambda found: found.failed), 60)
     assert found.phase == "Failed"
     assert "nvidia.com/UNKNOWN" in found.message

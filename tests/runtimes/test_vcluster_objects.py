@@ -3,6 +3,7 @@
 import base64
 import copy
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -20,12 +21,13 @@ from vmtenancy.runtimes.vcluster import VcInputs, VcObservation
 
 RUNTIME: Runtime[VirtualCluster, VcInputs, VcObservation] = vcluster
 HOME = "vc-llm--lab"
+RESOURCES = {"h100": "nvidia.com/gpu"}
 
 
 def made(kind: str, name: str = "vc-lab", **fields: Any) -> Object:
     metadata = {"name": name, "labels": {"release": "lab"}}
     if not kind.startswith("Cluster"):
-        metadata["namespace"] = HOME  # type: ignore[assignment]
+        metadata["namespace"] = HOME
     return {"apiVersion": "v1", "kind": kind, "metadata": metadata, **fields}
 
 
@@ -50,8 +52,8 @@ def chart() -> list[Object]:
     ]
 
 
-def inputs(objects: list[Object] | None = None, **resources: str) -> VcInputs:
-    return VcInputs("llm", chart() if objects is None else objects, resources or {"h100": "nvidia.com/gpu"})
+def inputs(objects: list[Object] | None = None, resources: Mapping[str, str] = RESOURCES) -> VcInputs:
+    return VcInputs("llm", chart() if objects is None else objects, resources)
 
 
 def objects(vc: VirtualCluster, given_: VcInputs) -> list[Object]:
@@ -96,7 +98,7 @@ def test_apply_order_labels_and_nothing_changed_in_place() -> None:
 def test_the_quota_is_the_maximum_of_each_resource() -> None:
     gpus = [{"class": "h100", "max": 8}, {"class": "l40s", "max": 4}, {"class": "mig", "max": 14}]
     resources = {"h100": "nvidia.com/gpu", "l40s": "nvidia.com/gpu", "mig": "nvidia.com/mig-1g.10gb"}
-    quota = objects(virtual_cluster(gpus=gpus), inputs(**resources))[1]
+    quota = objects(virtual_cluster(gpus=gpus), inputs(resources=resources))[1]
     assert quota["spec"]["hard"] == {"requests.nvidia.com/gpu": "12", "requests.nvidia.com/mig-1g.10gb": "14"}
 
 

@@ -64,6 +64,15 @@ def test_an_instance_with_gpus_can_not_be_migrated() -> None:
     assert condition(new, "LiveMigratable")["reason"] == "HostDeviceNotLiveMigratable"
 
 
+@pytest.mark.parametrize(("modes", "status"), [(["ReadWriteOnce"], "False"), (["ReadWriteMany"], "True")])
+def test_an_instance_on_a_claim_can_be_migrated_only_if_it_is_shared(modes: list[str], status: str) -> None:
+    claim = {"claimName": "root", "accessModes": modes}
+    volumes = [{"name": "root", "persistentVolumeClaimInfo": claim}, {"name": "cloudinit"}]
+    new = advance(vmi("Scheduled", volumeStatus=volumes), [pod()], NOW)
+    assert new is not None
+    assert condition(new, "LiveMigratable")["status"] == status
+
+
 def test_a_pod_without_an_address_is_waited_for() -> None:
     waiting = pod()
     del waiting["status"]["podIP"]

@@ -44,7 +44,8 @@ def demo(
 
     console = Console(highlight=False)
     manifests = {
-        path.name: list(resources.objects(path)) for path in sorted(resources.folder("quickstart").glob("*.yaml"))
+        path.name: list(resources.objects(path))
+        for path in sorted(resources.folder("quickstart").glob("*.yaml"))
     }
     started = time.monotonic()
     with _stage(cluster, console) as stage:
@@ -55,7 +56,9 @@ def demo(
         except StoryError as error:
             raise VmtError(Problem(Code.CLUSTER, "", f"the demo stopped: {error}")) from error
     console.print(f"\n[bold]Done in {time.monotonic() - started:.0f} s.[/bold]")
-    console.print("The manifests are in examples/quickstart, the code of this story is vmtenancy.testing.story.")
+    console.print(
+        "The manifests are in examples/quickstart, the code of this story is vmtenancy.testing.story."
+    )
 
 
 def _show(console: Console, number: int, scene: Scene) -> None:

@@ -72,7 +72,9 @@ def _nodes(text: Text, view: View, colours: dict[str, str]) -> None:
             cell = _cell(device.id, device.healthy and not device.cordoned, by_node[row.name])
             text.append(_glyph(cell), style=_style(cell, colours))
             text.append(" ")
-        holders = [f"{grant.owner_kind} {grant.owner_namespace}/{grant.owner_name}" for grant in by_node[row.name]]
+        holders = [
+            f"{grant.owner_kind} {grant.owner_namespace}/{grant.owner_name}" for grant in by_node[row.name]
+        ]
         text.append(f" {', '.join(holders)}\n" if holders else "\n")
 
 
@@ -92,7 +94,9 @@ def _glyph(cell: _Cell) -> str:
 
     if not cell.usable and not cell.parts:
         return "x"
-    return _LEVELS[-(-cell.parts * (len(_LEVELS) - 1) // PARTS_PER_GPU)] if cell.parts <= PARTS_PER_GPU else "!"
+    return (
+        _LEVELS[-(-cell.parts * (len(_LEVELS) - 1) // PARTS_PER_GPU)] if cell.parts <= PARTS_PER_GPU else "!"
+    )
 
 
 def _style(cell: _Cell, colours: dict[str, str]) -> str:

@@ -101,9 +101,9 @@ class Controller:
         try:
             await self._start_parts()
         except BaseException as error:
-            await self._stack.aclose()
-            # kopf retries a handler that raises; this one ends the process, with the reason.
             self._error = error
+            await self._clean_up()
+            # kopf retries a handler that raises; this one ends the process, with the reason.
             raise kopf.PermanentError(str(error)) from error
 
     async def _login(self, **_: Any) -> kopf.ConnectionInfo:

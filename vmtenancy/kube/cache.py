@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Final
 
 from vmtenancy.reconcile.kinds import KINDS, KindInfo
@@ -44,14 +45,11 @@ class Cache:
         world = self.world
         if len(world.memo) > 4 * sum(map(len, world.objects.values())) + _MEMO_SLACK:
             world.memo = {}  # most of it parses versions that are no longer there
-        return World(
-            identity=world.identity,
+        return replace(
+            world,
             objects={kind: dict(objects) for kind, objects in world.objects.items()},
             charts=dict(world.charts),
             chart_errors=dict(world.chart_errors),
-            templates=world.templates,
-            vcluster_values=world.vcluster_values,
-            memo=world.memo,
         )
 
     # -- from watches ----------------------------------------------------------------------------------------

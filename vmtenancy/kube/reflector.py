@@ -26,6 +26,9 @@ CRDS: Final = KindInfo(
     "CustomResourceDefinition", "apiextensions.k8s.io/v1", "customresourcedefinitions", namespaced=False
 )
 
+#: An API server that comes back is noticed this soon.
+LONGEST_DELAY_S: Final = 5.0
+
 
 class Sink(Protocol):
     """Where a reflector delivers to."""
@@ -93,7 +96,7 @@ class Reflector:
         self._client, self._info, self._sink, self._installed = client, info, sink, installed
         self._accept = (METADATA_LIST, METADATA) if metadata_only else (JSON, JSON)
         self._on_restart = on_restart
-        self._backoff = Backoff()
+        self._backoff = Backoff(longest_s=LONGEST_DELAY_S)
         self._version = ""
 
     async def run(self) -> NoReturn:

@@ -11,9 +11,10 @@ from vmtenancy.core.admission import Admit, Wait, decide
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import Mode, Runtime
 from vmtenancy.core.quota.tree import QuotaTree
+from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.demands import Asked, Requests, Unclear, held, requests_of
 from vmtenancy.reconcile.holders import ended
-from vmtenancy.reconcile.ledger import allocation_name, commit_chain
+from vmtenancy.reconcile.ledger import allocation_name, batch_room, commit_chain
 from vmtenancy.reconcile.steps import Chain, Object
 from vmtenancy.reconcile.supply import class_resources, fleet_of, quota_tree_of
 from vmtenancy.reconcile.view import LEDGER_NAME, View
@@ -35,20 +36,29 @@ class Admission:
 
 def admit(view: View, fleet: Fleet, tree: QuotaTree) -> Admission:
     """Decide everything that waits, on what is free once the ended grants are released."""
-    releases = ended(view)
+    room = batch_room(view)
+    releases = ended(view)[:room]
     ending = frozenset(grant.name for grant in releases)
     requests = requests_of(view, ending)
     waits: dict[str, Wait] = {}
     grants: list[Object] = []
     if requests.asked:
         demands = [asked.demand for asked in requests.asked.values()]
-        for decision in decide(fleet, tree, held(view, ending), demands):
+        try:
+            decisions = decide(fleet, tree, held(view, ending), demands)
+        except VmtError as error:
+            # Live grants that contradict each other: nothing new may be granted, everything else goes on.
+            decisions = []
+            for asked in requests.asked.values():
+                contradiction = Unclear(asked.owner, "LedgerContradiction", str(error))
+                requests.unclear[uid_of(asked.owner)] = contradiction
+        for decision in decisions:
             asked = requests.asked[decision.demand.key]
             if isinstance(decision, Wait):
                 waits[uid_of(asked.owner)] = decision
             else:
                 grants.append(_allocation(view, asked, decision))
-    return Admission(commit_chain(view, grants, releases), waits, requests.unclear, ending)
+    return Admission(commit_chain(view, grants[:room], releases), waits, requests.unclear, ending)
 
 
 def explain_requests(view: View) -> tuple[Requests, Fleet, QuotaTree, list[Admit]]:

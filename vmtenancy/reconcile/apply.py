@@ -40,7 +40,11 @@ def taken_by_others(view: View, wanted: Iterable[Object], owner_uid: str) -> lis
     taken = []
     for obj in wanted:
         found = view.world.find(ref_of(obj))
-        if found is None or labels_of(found).get(OWNER_UID_LABEL) == owner_uid or owner_uid in owner_uids(found):
+        if (
+            found is None
+            or labels_of(found).get(OWNER_UID_LABEL) == owner_uid
+            or owner_uid in owner_uids(found)
+        ):
             continue
         taken.append(ref_of(obj))
     return taken

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from vmtenancy.api.gpuclass import GpuClass
 from vmtenancy.api.gpuvm import GpuVM
-from vmtenancy.api.names import CLASS_ANNOTATION, OWNER_UID_LABEL
+from vmtenancy.api.names import CLASS_ANNOTATION, GATE, OWNER_UID_LABEL
 from vmtenancy.api.quantity import to_bytes
 from vmtenancy.api.tenant import Tenant
 from vmtenancy.api.virtualcluster import VirtualCluster
@@ -16,6 +16,7 @@ from vmtenancy.core.fleet.model import DeviceGrant, Mode, Placement, Runtime
 from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.gate import root_owner
 from vmtenancy.reconcile.holders import owner_of, vm_is_holding, vm_wants_devices
+from vmtenancy.reconcile.machine import machine_objects
 from vmtenancy.reconcile.node_fit import fits_node, is_constrained, tolerates
 from vmtenancy.reconcile.status import seconds
 from vmtenancy.reconcile.steps import Object, Ref
@@ -75,7 +76,8 @@ def _waiting(view: View, ending: frozenset[str]) -> Iterator[Asked | Unclear]:
         return grant is not None and grant.name not in ending
 
     for obj in view.world.of("GpuVM"):
-        if not is_deleting(obj) and not has_grant(obj) and not vm_is_holding(view, uid_of(obj)):
+        namespace = obj["metadata"]["namespace"]
+        if not is_deleting(obj) and not has_grant(obj) and not vm_is_holding(view, namespace, uid_of(obj)):
             vm = view.parsed(obj, GpuVM)
             if not isinstance(vm, VmtError) and vm_wants_devices(vm, None):
                 yield _vm_demand(view, obj, vm)
@@ -103,14 +105,22 @@ def _no_tenant(owner: Object, tenant: str) -> Unclear:
 
 def _tenant(view: View, owner: Object) -> tuple[str, Unclear | None]:
     tenant = view.tenant_of(owner["metadata"]["namespace"])
-    known = view.world.get("Tenant", "", tenant) is not None
-    return tenant, None if tenant and known else _no_tenant(owner, tenant)
+    obj = view.world.get("Tenant", "", tenant)
+    if obj is None:
+        return tenant, _no_tenant(owner, tenant)
+    if isinstance(view.parsed(obj, Tenant), VmtError):
+        return tenant, Unclear(owner, "TenantInvalid", f"tenant {tenant} is not valid: see its conditions")
+    return tenant, None
 
 
 def _vm_demand(view: View, obj: Object, vm: GpuVM) -> Asked | Unclear:
     tenant, unclear = _tenant(view, obj)
     if unclear:
         return unclear
+    try:  # what can not be rendered would hold GPUs for nothing
+        machine_objects(view, obj, vm, tenant, None)
+    except VmtError as error:
+        return Unclear(obj, "CannotRender", str(error))
     requests = tuple((gpu.class_, gpu.count) for gpu in vm.spec.gpus)
     cpu, memory = vm_needs(vm)
     demand = Demand(
@@ -161,7 +171,11 @@ def _pod_demand(view: View, pod: Object) -> Asked | Unclear:
     if unclear:
         return unclear
     if pod["spec"].get("resourceClaims"):
-        return Unclear(pod, "NotDeliverable", "resource claims are not granted yet: ask for an extended resource")
+        return Unclear(
+            pod, "NotDeliverable", "resource claims are not granted yet: ask for an extended resource"
+        )
+    if not view.gpus(pod):
+        return Unclear(pod, "NothingRequested", f"it has the scheduling gate {GATE} but asks for no GPUs")
     cluster_obj = cluster_of_pod(view, pod["metadata"]["namespace"])
     cluster = view.parsed(cluster_obj, VirtualCluster) if cluster_obj else None
     if isinstance(cluster, VmtError):
@@ -249,7 +263,9 @@ def held(view: View, ending: frozenset[str]) -> list[Admit]:
         cluster = view.parsed(obj, VirtualCluster)
         if not isinstance(cluster, VmtError) and not _guaranteed(cluster):
             tenant = view.tenant_of(obj["metadata"]["namespace"])
-            admits.append(Admit(Demand(key_of(obj), tenant, Runtime.HOLD, (), maximum=_maximum(cluster)), None))
+            admits.append(
+                Admit(Demand(key_of(obj), tenant, Runtime.HOLD, (), maximum=_maximum(cluster)), None)
+            )
     return admits
 
 
@@ -270,7 +286,8 @@ def _admit(view: View, grant: Allocation) -> Admit:
         parent = key_of(cluster_obj)
     cpu, memory = _needs(view, owner)
     devices = tuple(
-        DeviceGrant(g.class_, g.pool, g.count, Mode(g.mode), g.resource, g.devices, g.parts) for g in grant.grants
+        DeviceGrant(g.class_, g.pool, g.count, Mode(g.mode), g.resource, g.devices, g.parts)
+        for g in grant.grants
     )
     return Admit(
         Demand(key, grant.tenant, runtime, requests, cpu=cpu, memory=memory, parent=parent),

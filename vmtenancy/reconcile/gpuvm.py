@@ -10,13 +10,14 @@ from vmtenancy.errors import Code, Problem, VmtError
 from vmtenancy.reconcile.admit import Admission
 from vmtenancy.reconcile.apply import changes, taken_by_others
 from vmtenancy.reconcile.finalizer import with_finalizer, without_finalizer
-from vmtenancy.reconcile.holders import vm_is_holding, vm_wants_devices
+from vmtenancy.reconcile.holders import is_as_asked, vm_is_holding, vm_wants_devices
+from vmtenancy.reconcile.machine import machine_objects
 from vmtenancy.reconcile.status import Condition, status_steps
 from vmtenancy.reconcile.steps import Apply, Chain, Delete, Object
 from vmtenancy.reconcile.view import Allocation, View, by_name
 from vmtenancy.reconcile.world import is_deleting, ref_of, uid_of
 from vmtenancy.runtimes import kubevirt
-from vmtenancy.runtimes.kubevirt import VmInputs, VmObservation
+from vmtenancy.runtimes.kubevirt import VmObservation
 
 
 def gpuvm_chains(view: View, admission: Admission) -> list[Chain]:
@@ -34,10 +35,13 @@ def _live(view: View, obj: Object, admission: Admission) -> list[Chain]:
         return [Chain(f"keep {name} until its devices are free", (finalizer,))]
     vm = view.parsed(obj, GpuVM)
     if isinstance(vm, VmtError):
-        return _status(view, obj, "Failed", "", None, [Condition("Admitted", False, "Invalid", str(vm), True, True)], 0)
+        return _status(
+            view, obj, "Failed", "", None, [Condition("Admitted", False, "Invalid", str(vm), True, True)], 0
+        )
     grant = view.live_by_owner.get(uid_of(obj))
     steps, problem = _children(view, obj, vm, grant)
-    applied = _applied_generation(obj, bool(steps) or problem is not None)
+    outstanding = bool(steps) or problem is not None or (grant is not None and not is_as_asked(vm, grant))
+    applied = _applied_generation(obj, outstanding)
     chains = []
     if steps:
         chains.append(Chain(f"apply {name}", tuple(steps)))
@@ -53,31 +57,23 @@ def _children(
     if grant is None and not exists:
         return [], None
     try:
-        secrets = [
-            secret
-            for name in kubevirt.key_secret_names(vm)
-            if (secret := view.world.get("Secret", vm.metadata.namespace, name))
-        ]
-        keys = kubevirt.public_keys(secrets)
         tenant = grant.tenant if grant else view.tenant_of(vm.metadata.namespace)
-        inputs = VmInputs(tenant, view.catalog, keys)
         # With devices that it does not ask for any more it is stopped, until they are released.
         usable = grant is not None and (vm.spec.run_strategy == "Halted" or vm_wants_devices(vm, grant))
-        grants = grant.grants if grant and usable else ()
-        # Rendering is by far the dearest part of a plan.
-        what = f"/objects/{tenant}/{grant.name if grant and usable else ''}/{keys}"
-        wanted = view.remembered(obj, lambda _: kubevirt.objects(vm, grants, inputs), what, by="generation")
+        wanted = machine_objects(view, obj, vm, tenant, grant if usable else None)
     except VmtError as error:
         return [], error
     if taken := taken_by_others(view, wanted, uid_of(obj)):
         found = ", ".join(map(str, taken))
-        return [], VmtError(Problem(Code.CLUSTER, "metadata.name", "the name is taken by another object", found))
+        return [], VmtError(
+            Problem(Code.CLUSTER, "metadata.name", "the name is taken by another object", found)
+        )
     return changes(view, wanted), None
 
 
 def _observed(view: View, obj: Object) -> dict[str, list[Object]]:
     children: dict[str, list[Object]] = defaultdict(list)
-    for child in view.descendants(uid_of(obj)):
+    for child in view.descendants(obj["metadata"]["namespace"], uid_of(obj)):
         children[child["kind"]].append(child)
     return children
 
@@ -109,7 +105,8 @@ def _report(
             phase = "Admitted"
     elif vm.spec.run_strategy == "Halted":
         admitted = Condition("Admitted", False, "Stopped", "it is stopped and holds no GPUs")
-        phase, message = ("Stopping" if vm_is_holding(view, uid) else "Stopped"), ""
+        holding = vm_is_holding(view, vm.metadata.namespace, uid)
+        phase, message = ("Stopping" if holding else "Stopped"), ""
     elif wait is not None or unclear is not None:
         reason = str(wait.reason) if wait else unclear.reason if unclear else ""
         message = wait.message if wait else unclear.message if unclear else ""
@@ -152,13 +149,14 @@ def _status(
 def _end(view: View, obj: Object) -> list[Chain]:
     """Stop the machine, wait until its devices are free and the grant is gone, then let the GpuVM go (I9)."""
     name, uid = ref_of(obj), uid_of(obj)
-    children = [child for child in view.owned.get(uid, ()) if not is_deleting(child)]
+    owned = by_name(view.owned.get((name.namespace, uid), ()))
+    children = [child for child in owned if not is_deleting(child)]
     if children:
         steps = tuple(Delete(ref_of(child), uid_of(child)) for child in children)
         return [Chain(f"delete what {name} had", steps)]
     has_grant = any(allocation.owner_uid == uid for allocation in view.allocations)
     release = without_finalizer(obj)
-    if release and not has_grant and not view.descendants(uid):
+    if release and not has_grant and not view.descendants(name.namespace, uid):
         return [Chain(f"let {name} go", (release,))]
     vm = view.parsed(obj, GpuVM)
     if isinstance(vm, VmtError) or FINALIZER not in (obj["metadata"].get("finalizers") or ()):

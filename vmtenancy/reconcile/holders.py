@@ -37,21 +37,30 @@ def pods_holding(view: View, allocation: Allocation) -> list[Object]:
     return [view.gpu_pods_by_uid[uid] for uid in allocation.pod_uids if uid in view.gpu_pods_by_uid]
 
 
+def is_as_asked(vm: GpuVM, allocation: Allocation) -> bool:
+    """Whether a GpuVM was granted what it asks for now."""
+    return allocation.wanted == {gpu.class_: gpu.count for gpu in vm.spec.gpus}
+
+
 def vm_wants_devices(vm: GpuVM, allocation: Allocation | None) -> bool:
     """Whether a GpuVM is meant to have devices now, and those of `allocation`, if it has one.
 
     Other devices than it asks for are of no use to it. A stopped one keeps them only if it says so.
     """
-    if allocation is not None and allocation.wanted != {gpu.class_: gpu.count for gpu in vm.spec.gpus}:
+    if allocation is not None and not is_as_asked(vm, allocation):
         return False
     return vm.spec.run_strategy != "Halted" or (vm.spec.when_stopped == "Hold" and allocation is not None)
 
 
-def vm_is_holding(view: View, uid: str) -> bool:
+def vm_is_holding(view: View, namespace: str, uid: str) -> bool:
     """Whether anything below a GpuVM has devices or could soon ask for them."""
-    for child in view.descendants(uid):
+    for child in view.descendants(namespace, uid):
         kind = child["kind"]
-        if kind == "VirtualMachine" and not is_deleting(child) and child["spec"].get("runStrategy") != "Halted":
+        if (
+            kind == "VirtualMachine"
+            and not is_deleting(child)
+            and child["spec"].get("runStrategy") != "Halted"
+        ):
             return True
         # A VirtualMachineInstance ends in the same phases as a pod.
         if kind in ("VirtualMachineInstance", "Pod") and not is_finished(child):
@@ -65,7 +74,8 @@ def _vm_ended(view: View, allocation: Allocation) -> bool:
         vm = view.parsed(obj, GpuVM)
         if isinstance(vm, VmtError) or vm_wants_devices(vm, allocation):
             return False
-    return not vm_is_holding(view, allocation.owner_uid) and not pods_holding(view, allocation)
+    holding = vm_is_holding(view, allocation.owner_namespace, allocation.owner_uid)
+    return not holding and not pods_holding(view, allocation)
 
 
 def _pod_ended(view: View, allocation: Allocation) -> bool:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vmtenancy.api.gpuclass import PARTS_PER_GPU, GpuClass
+from vmtenancy.api.gpuclass import PARTS_PER_GPU
 from vmtenancy.api.names import FINALIZER, OWNER_UID_LABEL
 from vmtenancy.reconcile.charges import charges, gpus_text
 from vmtenancy.reconcile.holders import owner_of, pods_holding
@@ -52,13 +52,11 @@ def check(world: World, *, quota_just_decided: bool = True, at_rest: bool = True
 
 
 def _devices_have_one_owner(view: View) -> Iterator[Violation]:
-    classes = view.all_of(GpuClass)
     holders: dict[tuple[str, str], list[tuple[Allocation, int, str]]] = defaultdict(list)
     for grant in view.live:
         for part in grant.grants:
-            parts = classes[part.class_].spec.parts if part.class_ in classes else part.parts // part.count
             for device in part.devices:
-                holders[(grant.node, device)].append((grant, parts, part.resource))
+                holders[(grant.node, device)].append((grant, part.parts // part.count, part.resource))
     for (node, device), users in sorted(holders.items()):
         names = ", ".join(sorted({grant.name for grant, _, _ in users}))
         if sum(parts for _, parts, _ in users) > PARTS_PER_GPU:
@@ -98,7 +96,8 @@ def _bound_pods_have_grants(view: View) -> Iterator[Violation]:
 
 def _held_devices_are_granted(view: View) -> Iterator[Violation]:
     for grant in view.allocations:
-        if not grant.live and pods_holding(view, grant):
+        # A pod that is still gated has nothing yet.
+        if not grant.live and not all(map(is_gated, pods_holding(view, grant))):
             yield Violation("I4", f"{grant.name} is released or void, but a pod still has its devices")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from vmtenancy.api.names import API_VERSION
 from vmtenancy.core.ledger.head import Head, commit, room, take_over, trim
@@ -29,24 +29,34 @@ def allocation_name(view: View, owner_kind: str, owner_uid: str) -> str:
     return f"{short}-{owner_uid}-{view.head.epoch}-{view.head.sequence + 1}"
 
 
-def commit_chain(view: View, grants: Sequence[Object], releases: Iterable[Allocation]) -> Chain | None:
+def batch_room(view: View) -> int:
+    """How many grants, and how many releases, one commit can take now; the rest waits for the next plan."""
+    return room(_trimmed(view))
+
+
+def commit_chain(view: View, grants: Sequence[Object], releases: Sequence[Allocation]) -> Chain | None:
     """One batch: write the allocations, which mean nothing yet, then the head, which makes all of it true at once.
 
-    What does not fit into the logs of the head waits for the next plan.
+    Both must fit: see `batch_room`. Whoever cuts a batch has to do it before devices are given on that are not
+    released then.
     """
     ledger = view.ledger
     if ledger is None:
         return None
-    existing = {allocation.name for allocation in view.allocations}
-    marked = {allocation.name for allocation in view.allocations if allocation.mark}
-    head = trim(view.head, marked=marked, existing=existing)
-    ended = [allocation.name for allocation in releases][: room(head)]
-    new = list(grants)[: room(head)]
+    head = _trimmed(view)
+    ended = [allocation.name for allocation in releases]
+    new = list(grants)
     if not new and not ended:
         return None
     head = commit(head, grants=[obj["metadata"]["name"] for obj in new], releases=ended)
     why = f"commit {head.sequence}: {len(new)} granted, {len(ended)} released"
     return Chain(why, (*(Create(obj) for obj in new), _write_head(ledger, head)))
+
+
+def _trimmed(view: View) -> Head:
+    existing = {allocation.name for allocation in view.allocations}
+    marked = {allocation.name for allocation in view.allocations if allocation.mark}
+    return trim(view.head, marked=marked, existing=existing)
 
 
 def housekeeping(view: View) -> list[Chain]:

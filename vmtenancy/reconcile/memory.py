@@ -109,7 +109,10 @@ class MemoryCluster:
         current = self.world.find(ref_of(obj))
         if current is None:
             return self.create(obj)
-        wanted = {**copy.deepcopy(current), **copy.deepcopy({k: v for k, v in obj.items() if k != "metadata"})}
+        wanted = {
+            **copy.deepcopy(current),
+            **copy.deepcopy({k: v for k, v in obj.items() if k != "metadata"}),
+        }
         for name in ("labels", "annotations"):
             if added := obj["metadata"].get(name):
                 wanted["metadata"][name] = {**(current["metadata"].get(name) or {}), **added}
@@ -207,7 +210,9 @@ class MemoryCluster:
         self.world.remove(ref.kind, ref.namespace, ref.name)
         self.writes += 1
         uid = uid_of(obj)
-        for child in [ref_of(o) for kind in self.world.objects.values() for o in kind.values() if uid in owner_uids(o)]:
+        for child in [
+            ref_of(o) for kind in self.world.objects.values() for o in kind.values() if uid in owner_uids(o)
+        ]:
             self.delete(child)
         if ref.namespace:
             self._finish(Ref("Namespace", "", ref.namespace))

@@ -34,7 +34,8 @@ def tolerates(tolerations: Any, node: Object) -> bool:
     """Whether no taint of `node` keeps new pods with these tolerations away."""
     taints = node.get("spec", {}).get("taints") or ()
     return all(
-        taint["effect"] == "PreferNoSchedule" or any(_tolerated(toleration, taint) for toleration in tolerations)
+        taint["effect"] == "PreferNoSchedule"
+        or any(_tolerated(toleration, taint) for toleration in tolerations)
         for taint in taints
     )
 

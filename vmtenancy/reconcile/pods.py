@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmtenancy.api.names import ALLOCATION_ANNOTATION, GATE, GPU_RESOURCE_PREFIXES
+from vmtenancy.api.quantity import to_bytes
 from vmtenancy.reconcile.steps import Object
 
 
@@ -49,7 +50,10 @@ def gpu_requests(pod: Mapping[str, Any]) -> dict[str, int]:
 def _gpus_of(container: Mapping[str, Any]) -> dict[str, int]:
     resources = container.get("resources") or {}
     amounts = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
-    return {name: int(value) for name, value in amounts.items() if name.startswith(GPU_RESOURCE_PREFIXES)}
+    # The API server writes 1000 as "1k".
+    return {
+        name: to_bytes(value) for name, value in amounts.items() if name.startswith(GPU_RESOURCE_PREFIXES)
+    }
 
 
 def _add(total: dict[str, int], more: Mapping[str, int]) -> None:

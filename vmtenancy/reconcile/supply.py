@@ -122,7 +122,7 @@ def node_facts(view: View, node: Object, used: Mapping[str, tuple[int, int]]) ->
     labels = labels_of(node)
     allocatable = (node.get("status") or {}).get("allocatable") or {}
     capacity = {
-        resource: int(count)
+        resource: to_bytes(count)
         for resource, count in allocatable.items()
         if resource.startswith(GPU_RESOURCE_PREFIXES)
     }
@@ -133,8 +133,8 @@ def node_facts(view: View, node: Object, used: Mapping[str, tuple[int, int]]) ->
     if not capacity and agent is None:
         return None
     mode = labels.get(WORKLOAD_CONFIG_LABEL, "")
-    product, memory = labels.get(PRODUCT_LABEL, ""), int(labels.get(MEMORY_LABEL, "0")) * MIB
-    devices = tuple(DeviceFacts(f"gpu-{index}") for index in range(int(labels.get(COUNT_LABEL, "0"))))
+    product, memory = labels.get(PRODUCT_LABEL, ""), _number(labels.get(MEMORY_LABEL)) * MIB
+    devices = tuple(DeviceFacts(f"gpu-{index}") for index in range(_number(labels.get(COUNT_LABEL))))
     if agent is not None and agent.status.gpus:
         cordoned = set(agent.spec.cordoned_devices)
         gpus = sorted(agent.status.gpus, key=lambda gpu: gpu.pci_address)
@@ -154,6 +154,11 @@ def node_facts(view: View, node: Object, used: Mapping[str, tuple[int, int]]) ->
         cpu=to_milli(allocatable.get("cpu", "0")) - cpu_used,
         memory=to_bytes(allocatable.get("memory", "0")) - memory_used,
     )
+
+
+def _number(label: str | None) -> int:
+    """The number that a label is; 0 for any other text, since whoever may label a node may write anything."""
+    return int(label) if label and label.isdecimal() else 0
 
 
 def _is_schedulable(node: Object) -> bool:

@@ -169,7 +169,9 @@ def _pools(view: View, fleet: Fleet) -> list[Chain]:
         if totals.gpus:
             ready = Condition("Ready", True, "Ready", f"{totals.gpus} GPUs match")
         else:
-            ready = Condition("Ready", False, "NoGpus", "no GPU matches the selector", event=True, warning=True)
+            ready = Condition(
+                "Ready", False, "NoGpus", "no GPU matches the selector", event=True, warning=True
+            )
         fields = {
             "gpus": totals.gpus,
             "allocatable": totals.allocatable,

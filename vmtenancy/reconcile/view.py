@@ -120,22 +120,32 @@ class View:
     # -- indexes ----------------------------------------------------------------------------------------------
 
     @cached_property
-    def owned(self) -> Mapping[str, list[Object]]:
-        """Objects by the uid of each owner that they reference."""
-        index: dict[str, list[Object]] = defaultdict(list)
+    def owned(self) -> Mapping[tuple[str, str], list[Object]]:
+        """Objects by their namespace and the uid of each owner that they reference.
+
+        A reference into another namespace is void in Kubernetes too: else it would tie one tenant to another.
+        """
+        index: dict[tuple[str, str], list[Object]] = defaultdict(list)
         for kind in ("VirtualMachine", "VirtualMachineInstance", "Pod", "Secret"):
             for obj in self.world.of(kind):
                 for uid in owner_uids(obj):
-                    index[uid].append(obj)
+                    index[(obj["metadata"]["namespace"], uid)].append(obj)
         return index
 
     @cached_property
     def labelled(self) -> Mapping[str, list[Object]]:
-        """Objects that we made in other namespaces or cluster-wide, by the uid of the object that they are for."""
+        """Objects that we made in other namespaces or cluster-wide, by the uid of the object that they are for.
+
+        Tenants can put the label on what they make (the syncer copies labels, too), but not on a namespace: what is
+        in one counts only if the namespace has it, or the object references its owner (I11).
+        """
+        namespaces = self.world.objects["Namespace"].items()
+        homes = {name: labels_of(home).get(OWNER_UID_LABEL) for (_, name), home in namespaces}
         index: dict[str, list[Object]] = defaultdict(list)
         for objects in self.world.objects.values():
-            for obj in objects.values():
-                if uid := labels_of(obj).get(OWNER_UID_LABEL):
+            for (namespace, _), obj in objects.items():
+                uid = labels_of(obj).get(OWNER_UID_LABEL)
+                if uid and (not namespace or homes.get(namespace) == uid or uid in owner_uids(obj)):
                     index[uid].append(obj)
         return index
 
@@ -164,21 +174,21 @@ class View:
 
     @cached_property
     def gated_pods(self) -> list[Object]:
-        """Pods that our gate holds, neither finished nor going."""
-        pods = self.world.of("Pod")
+        """Pods that our gate holds, neither finished nor going, in the order of their names."""
+        pods = by_name(self.world.of("Pod"))
         return [pod for pod in pods if is_gated(pod) and not is_finished(pod) and not is_deleting(pod)]
 
     def gpus(self, pod: Object) -> dict[str, int]:
         """GPUs that a pod asks for, by resource."""
         return self.remembered(pod, gpu_requests, "/gpus")
 
-    def descendants(self, uid: str) -> list[Object]:
+    def descendants(self, namespace: str, uid: str) -> list[Object]:
         """Everything below an owner: GpuVM → VirtualMachine → VirtualMachineInstance → launcher pods."""
         found: list[Object] = []
         waiting = [uid]
         seen = {uid}
         while waiting:
-            for child in self.owned.get(waiting.pop(), ()):
+            for child in self.owned.get((namespace, waiting.pop()), ()):
                 child_uid = uid_of(child)
                 if child_uid not in seen:
                     seen.add(child_uid)

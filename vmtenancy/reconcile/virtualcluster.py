@@ -83,7 +83,9 @@ def _children(
         return [], error
     if taken := taken_by_others(view, wanted, uid):
         found = ", ".join(map(str, taken))
-        return [], VmtError(Problem(Code.CLUSTER, "metadata.name", "the name is taken by another object", found))
+        return [], VmtError(
+            Problem(Code.CLUSTER, "metadata.name", "the name is taken by another object", found)
+        )
     return list(changes(view, wanted)), None
 
 
@@ -101,7 +103,9 @@ def _resources(view: View, vc: VirtualCluster) -> dict[str, str]:
         resource = class_resources(cls).get(Mode.CONTAINER)
         if resource is None:
             message = "this class is not delivered to pods"
-            raise VmtError(Problem(Code.NOT_DELIVERABLE, path, message, gpu.class_, "a class with delivery.container"))
+            raise VmtError(
+                Problem(Code.NOT_DELIVERABLE, path, message, gpu.class_, "a class with delivery.container")
+            )
         found[gpu.class_] = resource
     return found
 
@@ -133,11 +137,15 @@ def _report(
     wait, unclear = admission.waits.get(uid), admission.unclear.get(uid)
     position = None
     guaranteed = [gpu for gpu in vc.spec.gpus if gpu.guaranteed]
+    kubeconfig = vcluster.kubeconfig_name(vc)
+    handed_out = view.world.get("Secret", vc.metadata.namespace, kubeconfig) is not None
     if grant is not None or not guaranteed:
         held = ", ".join(f"{gpu.guaranteed} x {gpu.class_}" for gpu in guaranteed)
         message = f"holds {held}" if held else "nothing is guaranteed, so nothing is held"
         admitted = Condition("Admitted", True, "Admitted", message, event=True)
         phase, message = ("Degraded", str(problem)) if problem else (seen.phase, seen.message)
+        if seen.ready and not handed_out and not problem:
+            phase, message = "Provisioning", "its kubeconfig is being handed out"
     elif wait is not None or unclear is not None:
         reason = str(wait.reason) if wait else unclear.reason if unclear else ""
         message = wait.message if wait else unclear.message if unclear else ""
@@ -147,12 +155,13 @@ def _report(
     else:
         return []  # decided in this very plan
     reason = "CannotRender" if problem else phase
-    ready = Condition("Ready", seen.ready and not problem, reason, message, True, warning=problem is not None)
+    is_ready = seen.ready and handed_out and not problem
+    ready = Condition("Ready", is_ready, reason, message, True, warning=problem is not None)
     used = _used(view, vc, uid)
     fields = {
         "phase": phase,
         "namespace": vcluster.host_namespace(vc.metadata.namespace, vc.metadata.name),
-        "kubeconfigSecret": vcluster.kubeconfig_name(vc) if seen.kubeconfig else None,
+        "kubeconfigSecret": kubeconfig if handed_out else None,
         "gpus": [
             {"class": g.class_, "guaranteed": g.guaranteed, "max": g.max, "used": used.get(g.class_, 0)}
             for g in vc.spec.gpus
@@ -184,7 +193,7 @@ def _status(
 def _end(view: View, obj: Object) -> list[Chain]:
     """Delete all that was made for it, wait until that and the grants are gone, then let it go (I9)."""
     name, uid = ref_of(obj), uid_of(obj)
-    children = view.labelled.get(uid, [])
+    children = sorted(view.labelled.get(uid, ()), key=lambda child: str(ref_of(child)))
     # The namespace takes what is in it along; what is elsewhere has to be named.
     going = [
         child

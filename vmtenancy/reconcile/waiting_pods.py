@@ -7,7 +7,7 @@ from vmtenancy.reconcile.admit import Admission
 from vmtenancy.reconcile.gate import root_owner
 from vmtenancy.reconcile.status import condition, timestamp
 from vmtenancy.reconcile.steps import Chain, Emit, Object, Replace
-from vmtenancy.reconcile.view import View, by_name
+from vmtenancy.reconcile.view import View
 from vmtenancy.reconcile.world import ref_of, uid_of
 
 ADMITTED = f"{GROUP}/Admitted"
@@ -16,7 +16,7 @@ ADMITTED = f"{GROUP}/Admitted"
 def waiting_pod_chains(view: View, admission: Admission) -> list[Chain]:
     """A condition, and at a new reason an event, on every gated pod whose request was decided to wait."""
     chains = []
-    for pod in by_name(view.gated_pods):
+    for pod in view.gated_pods:
         wait, unclear = admission.waits.get(uid_of(pod)), admission.unclear.get(uid_of(pod))
         if wait is not None:
             reason, message = str(wait.reason), wait.message

@@ -18,7 +18,6 @@ _KINDS: Final = ("cloudInitNoCloud", "cloudInitConfigDrive")
 _HEADER: Final = "#cloud-config"
 #: As the API has it for `publicKey`: type, base64, comment. Options before the type are not accepted.
 _PUBLIC_KEY: Final = re.compile(r"(ssh-|ecdsa-|sk-)[-a-z0-9@.]+ [A-Za-z0-9+/=]+( [^\r\n]*)?")
-_MAX_KEYS: Final = 256
 
 
 def public_keys(secrets: Iterable[Object]) -> list[str]:
@@ -39,7 +38,7 @@ def public_keys(secrets: Iterable[Object]) -> list[str]:
             expected = "a value with lines as in authorized_keys"
             raise VmtError(Problem(Code.INVALID_FIELD, "spec.sshKeys", message, expected=expected))
         keys.update(dict.fromkeys(found))
-    return list(keys)[:_MAX_KEYS]
+    return list(keys)
 
 
 def _decoded(value: str) -> str:

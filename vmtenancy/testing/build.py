@@ -239,3 +239,17 @@ def _copy_writable(source: Path, target: Path) -> None:
     shutil.copytree(source, target, copy_function=shutil.copyfile)
     for folder in (target, *(p for p in target.rglob("*") if p.is_dir())):
         folder.chmod(0o755)
+
+
+def main() -> None:
+    """`python -m vmtenancy.testing.build`: build whatever program is missing, and say where they are."""
+    try:
+        for component in components().values():
+            for binary in component.binaries:
+                print(resolve(binary))
+    except BuildError as error:
+        raise SystemExit(f"vmtenancy: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from vmtenancy.testing.informer import Informer, Object, StandIn, key_of
 
 DATA_VOLUMES = ("cdi.kubevirt.io", "v1beta1", "datavolumes")
 LABELS = {"app": "containerized-data-importer"}
+_DONE = {"Bound": "True", "Ready": "True", "Running": "False"}
 
 
 class DataImporter(StandIn):
@@ -43,7 +44,13 @@ class DataImporter(StandIn):
             _allowing(409, self._core.create_persistent_volume, _persistent_volume(volume, spec))
             _allowing(409, self._core.create_namespaced_persistent_volume_claim, key[0], _claim(volume, spec))
         elif claim["status"].get("phase") == "Bound":
-            status = {"phase": "Succeeded", "progress": "100.0%", "claimName": key[1]}
+            conditions = [{"type": kind, "status": value} for kind, value in _DONE.items()]
+            status = {
+                "phase": "Succeeded",
+                "progress": "100.0%",
+                "claimName": key[1],
+                "conditions": conditions,
+            }
             self._custom.patch_namespaced_custom_object_status(
                 *DATA_VOLUMES[:2],
                 key[0],

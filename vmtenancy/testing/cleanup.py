@@ -131,8 +131,9 @@ class Snapshot:
         try:
             answer: dict[str, Any] = self._cluster.request(method, path, body, **headers)
         except ApiException as error:
-            # Gone or changed meanwhile, or an aggregated API or a webhook does not answer: the next round decides.
-            if error.status not in (404, 405, 409) and error.status < 500:
+            # Gone or changed meanwhile, refused by an admission policy that goes in this round too, or an
+            # aggregated API or a webhook does not answer: the next round decides.
+            if error.status not in (403, 404, 405, 409, 422) and error.status < 500:
                 raise
             return {}
         return answer
@@ -147,7 +148,7 @@ def _discover(cluster: ControlPlane) -> Iterator[_Resource]:
             for version in group["versions"]:
                 for resource in version.get("resources", ()):
                     key = (name, resource["resource"])
-                    if key in seen or not {"list", "delete"} <= set(resource["verbs"]):
+                    if key in seen or not {"list", "delete"} <= set(resource["verbs"] or ()):
                         continue
                     seen.add(key)
                     namespaced = resource["scope"] == "Namespaced"

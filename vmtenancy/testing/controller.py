@@ -37,7 +37,9 @@ class ControllerProcess:
     of `vmtenancy.testing.vcluster`.
     """
 
-    def __init__(self, kubeconfig: Path, folder: Path, *, name: str = "controller", lease_duration_s: float = 3.0) -> None:
+    def __init__(
+        self, kubeconfig: Path, folder: Path, *, name: str = "controller", lease_duration_s: float = 3.0
+    ) -> None:
         values = folder / "vcluster-values.yaml"
         values.write_text(yaml.safe_dump({"controlPlane": {"statefulSet": {"scheduling": dict(SCHEDULING)}}}))
         self._name = name

@@ -80,7 +80,7 @@ def up(*, kubevirt: bool = True) -> Status:
 
 def status() -> Status | None:
     """State of the running control plane, ``None`` when there is none."""
-    with _try_lock() as free:
+    with _lock(0) as free:
         return None if free else _read() or Status("Starting")
 
 
@@ -111,17 +111,24 @@ def _end(supervisor: int) -> None:
 
 
 @contextlib.contextmanager
-def _try_lock() -> Iterator[bool]:
-    """Whether nobody held the supervisor's lock; it is held inside the ``with`` block then."""
+def _lock(patience_s: float) -> Iterator[bool]:
+    """Take the supervisor's lock for the ``with`` block; ``False`` if another holds it all the time."""
     path = build.cache_dir() / "dev.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
+
+        def taken() -> bool:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+            mine = eventually("lock is free", taken, patience_s)
+        except TimeoutError:
+            mine = False
+        yield mine
 
 
 def _log() -> Path:
@@ -152,7 +159,8 @@ def _serve(*, kubevirt: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     state = Status("Starting", os.getpid())
-    with _try_lock() as mine, contextlib.ExitStack() as running:
+    # Who asks for the status holds the lock for a moment.
+    with _lock(2.0) as mine, contextlib.ExitStack() as running:
         if not mine:
             raise SystemExit("a development control plane is running already")
         shutil.rmtree(state_dir(), ignore_errors=True)

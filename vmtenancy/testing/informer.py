@@ -117,10 +117,11 @@ class StandIn:
     def stop(self) -> None:
         """Stop working."""
         self._stop.set()
-        for informer in self.informers:
-            informer.close()
         for thread in self._threads:
-            thread.join(_RETRY_S * 5)
+            while thread.is_alive():
+                for informer in self.informers:  # again: one may have been about to watch
+                    informer.close()
+                thread.join(0.05)
 
     def join(self) -> None:
         """Wait until it is stopped."""

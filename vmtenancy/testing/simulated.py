@@ -16,6 +16,7 @@ from vmtenancy.reconcile.memory import MemoryCluster
 from vmtenancy.reconcile.node_fit import fits_node
 from vmtenancy.reconcile.planner import plan
 from vmtenancy.reconcile.pods import gpu_requests, is_finished
+from vmtenancy.reconcile.status import is_true
 from vmtenancy.reconcile.steps import Object, RenderChart
 from vmtenancy.reconcile.view import by_name
 from vmtenancy.reconcile.world import is_deleting, labels_of, owner_uids, ref_of, uid_of
@@ -28,7 +29,9 @@ class NotSettledError(Exception):
 class SimulatedCluster:
     """A `MemoryCluster` with its surroundings; `settle` lets controller and surroundings act until all is quiet."""
 
-    def __init__(self, templates: dict[str, str], *, identity: str = "simulated", now: float = 1_800_000_000.0) -> None:
+    def __init__(
+        self, templates: dict[str, str], *, identity: str = "simulated", now: float = 1_800_000_000.0
+    ) -> None:
         self.cluster = MemoryCluster(now=now, renderer=simulated_chart)
         self.cluster.world.identity = identity
         self.cluster.world.templates = templates
@@ -83,13 +86,17 @@ class SimulatedCluster:
     def _virt_controller(self) -> None:
         world = self.cluster.world
         for vm in by_name(world.of("VirtualMachine")):
-            instance = world.get("VirtualMachineInstance", vm["metadata"]["namespace"], vm["metadata"]["name"])
+            instance = world.get(
+                "VirtualMachineInstance", vm["metadata"]["namespace"], vm["metadata"]["name"]
+            )
             runs = vm["spec"].get("runStrategy") != "Halted" and not is_deleting(vm)
             if instance is None and runs:
                 self.cluster.create(_instance_of(vm))
-            elif instance is not None and not runs and not is_deleting(instance):
+            elif instance is not None and not is_deleting(instance) and (not runs or is_finished(instance)):
                 self.cluster.delete(ref_of(instance))
-            instance = world.get("VirtualMachineInstance", vm["metadata"]["namespace"], vm["metadata"]["name"])
+            instance = world.get(
+                "VirtualMachineInstance", vm["metadata"]["namespace"], vm["metadata"]["name"]
+            )
             phase = instance["status"]["phase"] if instance else ""
             printable = {"Running": "Running", "": "Starting" if runs else "Stopped"}.get(phase, "Scheduling")
             self._set_status(
@@ -99,18 +106,23 @@ class SimulatedCluster:
             self._run_instance(instance)
 
     def _run_instance(self, instance: Object) -> None:
-        uid = uid_of(instance)
-        pods = [pod for pod in self.cluster.world.of("Pod") if uid in owner_uids(pod)]
+        pods = self._launchers(instance)
         if is_deleting(instance):
             for pod in pods:
                 self.cluster.delete(ref_of(pod))
-            if not any(uid in owner_uids(pod) for pod in self.cluster.world.of("Pod")):
+            if not self._launchers(instance):
                 going = copy.deepcopy(self.cluster.world.find(ref_of(instance)) or instance)
                 going["metadata"]["finalizers"] = []
                 self.cluster.replace(going)
             return
-        if not pods:
+        if is_finished(instance):
+            return
+        started = instance["status"]["phase"] == "Running"
+        if not pods and not started:
             self.cluster.create(_launcher_of(instance))
+            return
+        if not pods or is_finished(pods[0]):
+            self._set_status(instance, {"phase": "Failed"})
             return
         pod = pods[0]
         running = (pod.get("status") or {}).get("phase") == "Running"
@@ -119,6 +131,16 @@ class SimulatedCluster:
             status["nodeName"] = pod["spec"]["nodeName"]
             status["conditions"] = [{"type": "Ready", "status": "True"}]
         self._set_status(instance, status)
+
+    def _launchers(self, instance: Object) -> list[Object]:
+        uid, namespace = uid_of(instance), instance["metadata"]["namespace"]
+        return [
+            pod
+            for pod in self.cluster.world.of("Pod")
+            if labels_of(pod).get("kubevirt.io") == "virt-launcher"
+            and pod["metadata"]["namespace"] == namespace
+            and uid in owner_uids(pod)
+        ]
 
     # -- scheduler and kubelets -------------------------------------------------------------------------------
 
@@ -129,6 +151,8 @@ class SimulatedCluster:
                 continue
             wanted = gpu_requests(pod)
             for node in by_name(self.cluster.world.of("Node")):
+                if not is_true(node, "Ready"):
+                    continue
                 left = free[node["metadata"]["name"]]
                 if fits_node(pod, node) and all(left.get(name, 0) >= count for name, count in wanted.items()):
                     bound = copy.deepcopy(pod)
@@ -143,17 +167,21 @@ class SimulatedCluster:
         for node in self.cluster.world.of("Node"):
             allocatable = (node.get("status") or {}).get("allocatable") or {}
             free[node["metadata"]["name"]] = {
-                name: int(count) for name, count in allocatable.items() if name.startswith(GPU_RESOURCE_PREFIXES)
+                name: int(count)
+                for name, count in allocatable.items()
+                if name.startswith(GPU_RESOURCE_PREFIXES)
             }
         for pod in self.cluster.world.of("Pod"):
-            if (name := pod["spec"].get("nodeName")) and not is_finished(pod):
+            name = pod["spec"].get("nodeName")
+            if name in free and not is_finished(pod):
                 for resource, count in gpu_requests(pod).items():
                     free[name][resource] = free[name].get(resource, 0) - count
         return free
 
     def _kubelets(self) -> None:
         for pod in by_name(self.cluster.world.of("Pod")):
-            if not pod["spec"].get("nodeName") or is_finished(pod):
+            node = self.cluster.world.get("Node", "", pod["spec"].get("nodeName", ""))
+            if node is None or not is_true(node, "Ready") or is_finished(pod):
                 continue
             phase = "Succeeded" if is_deleting(pod) else "Running"
             self._set_status(pod, {**(pod.get("status") or {}), "phase": phase})
@@ -263,4 +291,3 @@ def _launcher_of(instance: Object) -> Object:
         },
         "spec": {"containers": [{"name": "compute", "resources": {"limits": limits, "requests": limits}}]},
     }
-

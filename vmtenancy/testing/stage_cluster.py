@@ -66,7 +66,9 @@ class ClusterStage:
         """As `kubectl create`, by an administrator; a namespace that is on its way is waited for."""
         namespace = obj["metadata"].get("namespace", "")
         if namespace:
-            self.wait(f"namespace {namespace}", lambda world: world.get("Namespace", "", namespace) is not None)
+            self.wait(
+                f"namespace {namespace}", lambda world: world.get("Namespace", "", namespace) is not None
+            )
         self._live.call(lambda client: client.create(obj))
 
     def delete(self, ref: Ref) -> None:
@@ -102,12 +104,13 @@ class ClusterStage:
         return world
 
     def _inside(self, cluster: Ref, work: Callable[[Client], Awaitable[Any]]) -> Any:
-        world = self._live.world()
-        obj = world.find(cluster)
-        name = (obj or {}).get("status", {}).get("kubeconfigSecret")
-        secret = world.get("Secret", cluster.namespace, name) if name else None
-        if secret is None:
-            raise StoryError(f"{cluster} has handed out no kubeconfig")
+        def secret_in(world: World) -> Object | None:
+            name = ((world.find(cluster) or {}).get("status") or {}).get("kubeconfigSecret")
+            return world.get("Secret", cluster.namespace, name) if name else None
+
+        # Watches of different kinds are not in step: the Secret may be seen after the status that names it.
+        world = self.wait(f"the kubeconfig of {cluster}", lambda world: secret_in(world) is not None)
+        secret = secret_in(world) or {}
         path = Path(self._folder.name, f"{cluster.name}.kubeconfig")
         path.touch(mode=0o600)
         path.write_bytes(base64.b64decode(secret["data"]["config"]))

@@ -107,11 +107,17 @@ def tell(
     `during` is called in each scene after the asking and before the waiting: tests kill the controller there. Raises
     `StoryError` where something does not happen.
     """
-    trainer, workstation, sweep = (Ref("GpuVM", "vision", name) for name in ("trainer", "workstation", "sweep"))
+    trainer, workstation, sweep = (
+        Ref("GpuVM", "vision", name) for name in ("trainer", "workstation", "sweep")
+    )
     lab = Ref("VirtualCluster", "llm", "lab")
     yield _fleet(stage, manifests, during)
-    yield _machine(stage, manifests["3-trainer.yaml"], trainer, "A virtual machine with two whole GPUs", during)
-    yield _machine(stage, manifests["4-workstation.yaml"], workstation, "A virtual machine with a vGPU", during)
+    yield _machine(
+        stage, manifests["3-trainer.yaml"], trainer, "A virtual machine with two whole GPUs", during
+    )
+    yield _machine(
+        stage, manifests["4-workstation.yaml"], workstation, "A virtual machine with a vGPU", during
+    )
     yield _virtual_cluster(stage, manifests["5-lab.yaml"], lab, during)
     yield _pod_inside(stage, manifests["6-job.yaml"], lab, during)
     yield _over_quota(stage, manifests["7-sweep.yaml"], sweep, during)
@@ -187,7 +193,9 @@ def _pod_inside(
     during(title)
 
     def running(world: World) -> bool:
-        return any((pod.get("status") or {}).get("phase") == "Running" for pod in _cluster_pods(world, cluster))
+        return any(
+            (pod.get("status") or {}).get("phase") == "Running" for pod in _cluster_pods(world, cluster)
+        )
 
     world = stage.wait(f"the pod of {cluster} to run on the host", running)
     pod = _cluster_pods(world, cluster)[0]
@@ -200,9 +208,7 @@ def _pod_inside(
     )
 
 
-def _over_quota(
-    stage: Stage, manifest: Sequence[Object], ref: Ref, during: Callable[[str], None]
-) -> Scene:
+def _over_quota(stage: Stage, manifest: Sequence[Object], ref: Ref, during: Callable[[str], None]) -> Scene:
     title = "A request over quota waits, and is told why"
     for obj in manifest:
         stage.apply(obj)
@@ -214,7 +220,9 @@ def _over_quota(
 
     world = stage.wait(f"{ref} to be told that it waits", waits)
     found = condition(world.find(ref) or {}, "Admitted") or {}
-    return Scene(title, [_request(manifest[0])], [f"{found['reason']}: {found['message']}"], ["it waits"], world)
+    return Scene(
+        title, [_request(manifest[0])], [f"{found['reason']}: {found['message']}"], ["it waits"], world
+    )
 
 
 def _makes_room(stage: Stage, leaving: Ref, waiting: Ref, during: Callable[[str], None]) -> Scene:
@@ -235,7 +243,10 @@ def _makes_room(stage: Stage, leaving: Ref, waiting: Ref, during: Callable[[str]
 
 
 def _clean_up(
-    stage: Stage, manifests: Mapping[str, Sequence[Object]], refs: Sequence[Ref], during: Callable[[str], None]
+    stage: Stage,
+    manifests: Mapping[str, Sequence[Object]],
+    refs: Sequence[Ref],
+    during: Callable[[str], None],
 ) -> Scene:
     title = "Everything is removed, and nothing is left"
     for ref in refs:

@@ -6,7 +6,8 @@ once. It acts on instances in Scheduled or Running and on their launcher pods, a
 real one does (its ``pkg/virt-handler``):
 
 - Scheduled, and the pod has an address: the domain is defined and started, the instance is Running, with its
-  interfaces, its machine type, and whether it can be migrated (never with GPUs or host devices).
+  interfaces, its machine type, and whether it can be migrated (not with GPUs, host devices or claims that
+  are not shared).
 - deletionTimestamp on the instance, or its launcher pod told to stop (the launcher passes SIGTERM on as an
   ACPI shutdown): the guest shuts down, the instance is Succeeded. The launcher's processes then end, so its
   pod is Succeeded too.
@@ -91,19 +92,28 @@ def _told_to_stop(pod: Object) -> bool:
 
 
 def _start(vmi: Object, address: str, now: dt.datetime) -> None:
-    status, spec = vmi["status"], vmi["spec"]
+    status = vmi["status"]
     _enter(vmi, "Running", now)
     status["machine"] = {"type": MACHINE_TYPE}
-    devices = spec["domain"].get("devices", {})
-    pinned = devices.get("gpus") or devices.get("hostDevices")
-    condition: Object = {"type": "LiveMigratable", "status": "False" if pinned else "True"}
-    if pinned:
-        condition |= {"reason": "HostDeviceNotLiveMigratable", "message": "VMI uses a PCI host devices"}
-    condition |= {"lastProbeTime": None, "lastTransitionTime": _stamp(now)}
+    migratable = {"type": "LiveMigratable", **_migratable(vmi)}
+    migratable |= {"lastProbeTime": None, "lastTransitionTime": _stamp(now)}
     others = [c for c in status.get("conditions", []) if c["type"] != "LiveMigratable"]
-    status["conditions"] = [*others, condition]
+    status["conditions"] = [*others, migratable]
     status["migrationMethod"] = "LiveMigration"
     _set_address(vmi, address)
+
+
+def _migratable(vmi: Object) -> Object:
+    devices = vmi["spec"]["domain"].get("devices", {})
+    if devices.get("gpus") or devices.get("hostDevices"):
+        message = "VMI uses a PCI host devices"
+        return {"status": "False", "reason": "HostDeviceNotLiveMigratable", "message": message}
+    for volume in vmi["status"].get("volumeStatus", []):
+        claim = volume.get("persistentVolumeClaimInfo")
+        if claim and "ReadWriteMany" not in claim.get("accessModes", []):
+            message = f"cannot migrate VMI: PVC {claim['claimName']} is not shared (ReadWriteMany)"
+            return {"status": "False", "reason": "DisksNotLiveMigratable", "message": message}
+    return {"status": "True"}
 
 
 def _set_address(vmi: Object, address: str) -> None:

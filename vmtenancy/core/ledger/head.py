@@ -84,7 +84,9 @@ def commit(head: Head, *, grants: Iterable[str] = (), releases: Iterable[str] = 
     released = head.released | ended
     longest = max(len(committed), len(released))
     if longest > MAX_LOG:
-        raise VmtError(Problem(Code.LEDGER, "", "the log of the head is full", f"{longest} entries", f"{MAX_LOG}"))
+        raise VmtError(
+            Problem(Code.LEDGER, "", "the log of the head is full", f"{longest} entries", f"{MAX_LOG}")
+        )
     return replace(head, sequence=sequence, committed=committed, released=released)
 
 

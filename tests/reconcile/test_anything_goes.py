@@ -1,0 +1,179 @@
+"""People, nodes and a controller that loses writes act in any order: no invariant breaks, and it all comes to rest."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from lab import Fault, Lab, fork, gpu_pod, gpu_vm, small_lab, tenant, virtual_cluster
+
+from vmtenancy.reconcile.memory import ConflictError
+from vmtenancy.reconcile.steps import Object
+from vmtenancy.testing.story import leftovers
+
+_AT_REST = small_lab()
+TENANTS = ("vision", "llm")
+NODES = ("pods-1", "pods-2", "machines", "slices")
+
+homes = st.sampled_from(TENANTS)
+machines = st.sampled_from("abc")
+clusters = st.sampled_from(["lab", "den"])
+pods = st.sampled_from("pqr")
+
+
+class AnythingGoes(RuleBasedStateMachine):
+    """`lab` judges itself after each step of the controller."""
+
+    @initialize()
+    def start(self) -> None:
+        self.lab: Lab = fork(_AT_REST)
+        self.lab.quota_just_decided = False
+
+    # -- people -----------------------------------------------------------------------------------------------
+
+    @rule(home=homes, name=machines, count=st.integers(1, 3), of=st.sampled_from(["whole", "quarter"]))
+    def machine(self, home: str, name: str, count: int, of: str) -> None:
+        self._create(gpu_vm(name, count, of=of, namespace=home))
+
+    @rule(home=homes, name=machines, strategy=st.sampled_from(["Always", "Halted", "RerunOnFailure"]))
+    def run_strategy(self, home: str, name: str, strategy: str) -> None:
+        self._edit("GpuVM", home, name, runStrategy=strategy)
+
+    @rule(home=homes, name=machines, policy=st.sampled_from(["Release", "Hold"]))
+    def when_stopped(self, home: str, name: str, policy: str) -> None:
+        self._edit("GpuVM", home, name, whenStopped=policy)
+
+    @rule(home=homes, name=machines, count=st.integers(1, 4))
+    def resize(self, home: str, name: str, count: int) -> None:
+        self._edit("GpuVM", home, name, gpus=[{"class": "whole", "count": count}])
+
+    @rule(home=homes, name=machines)
+    def restart_machine(self, home: str, name: str) -> None:
+        self.lab.delete("VirtualMachineInstance", home, name)
+
+    @rule(home=homes, name=clusters, guaranteed=st.integers(0, 2), more=st.integers(0, 2))
+    def cluster(self, home: str, name: str, guaranteed: int, more: int) -> None:
+        self._create(virtual_cluster(name, guaranteed, max(1, guaranteed + more), namespace=home))
+
+    @rule(home=homes, name=clusters, pod=pods, count=st.integers(1, 2))
+    def pod_inside(self, home: str, name: str, pod: str, count: int) -> None:
+        namespace = f"vc-{home}--{name}"
+        if self.lab.find("Namespace", "", namespace):
+            self._create(gpu_pod(self.lab.host_name(pod, "default", name), count, namespace=namespace))
+
+    @rule(home=homes, name=pods, count=st.integers(1, 2))
+    def pod(self, home: str, name: str, count: int) -> None:
+        self._create(gpu_pod(name, count, namespace=home))
+
+    @rule(data=st.data(), how=st.sampled_from(["delete", "finish"]))
+    def pod_ends(self, data: st.DataObject, how: str) -> None:
+        found = sorted(self.lab.cluster.world.objects["Pod"])
+        if not found:
+            return
+        namespace, name = data.draw(st.sampled_from(found))
+        pod = self.lab.get("Pod", namespace, name)
+        if how == "delete":
+            self.lab.delete("Pod", namespace, name)
+        elif (pod.get("status") or {}).get("phase") == "Running":
+            self.lab.cluster.replace({**pod, "status": {"phase": "Succeeded"}}, status=True)
+
+    @rule(home=homes, kind=st.sampled_from(["GpuVM", "VirtualCluster"]), name=st.sampled_from(["a", "b", "c", "lab"]))
+    def delete(self, home: str, kind: str, name: str) -> None:
+        self.lab.delete(kind, home, name)
+
+    @rule(home=homes, nominal=st.integers(0, 5), borrowing=st.sampled_from([0, 2, None]))
+    def quota(self, home: str, nominal: int, borrowing: int | None) -> None:
+        self.lab.apply(tenant(home, nominal, borrowing))
+
+    # -- nodes ------------------------------------------------------------------------------------------------
+
+    @rule(name=st.sampled_from(NODES), status=st.sampled_from(["True", "False", "Unknown"]))
+    def readiness(self, name: str, status: str) -> None:
+        node = self.lab.get("Node", "", name)
+        conditions = [{"type": "Ready", "status": status}]
+        self.lab.cluster.replace({**node, "status": {**node["status"], "conditions": conditions}}, status=True)
+
+    @rule(name=st.sampled_from(NODES), cordoned=st.booleans())
+    def cordon(self, name: str, cordoned: bool) -> None:
+        facts = self.lab.get("GpuNode", "", name)
+        devices = [facts["status"]["gpus"][0]["pciAddress"]] if cordoned else []
+        self.lab.cluster.replace({**facts, "spec": {"cordonedDevices": devices}})
+
+    # -- the controller and what is around it -----------------------------------------------------------------
+
+    @rule(turns=st.lists(st.sampled_from(["controller", "surroundings", "both"]), min_size=1, max_size=4))
+    def turns(self, turns: list[str]) -> None:
+        for turn in turns:
+            if turn != "surroundings":
+                self.lab.reconcile()
+            if turn != "controller":
+                self.lab.surroundings()
+
+    @rule(turns=st.integers(1, 5))
+    def time_goes_by(self, turns: int) -> None:
+        for _ in range(turns):
+            self.lab.reconcile()
+            self.lab.surroundings()
+            self.lab.cluster.now += 1
+
+    @rule(step=st.integers(0, 5), fault=st.sampled_from(list(Fault)))
+    def faulty_turn(self, step: int, fault: Fault) -> None:
+        self.lab.fault = (step, fault)
+        self.lab.reconcile()
+        self.lab.fault = None
+
+    @rule(data=st.data())
+    def only_some_chains(self, data: st.DataObject) -> None:
+        for chain in self.lab.plan().chains:
+            if data.draw(st.booleans()):
+                self.lab.run_chain(chain)
+
+    @rule(acts=st.lists(st.sampled_from(["turn", "surroundings"]), max_size=3))
+    def an_old_plan(self, acts: list[str]) -> None:
+        """A plan is carried out late, by a controller that lost the head meanwhile."""
+        planned = self.lab.plan()
+        self.lab.restart()
+        for act in acts:
+            self.lab.reconcile() if act == "turn" else self.lab.surroundings()
+        if "turn" in acts:
+            self.lab.execute(planned)
+
+    @rule()
+    def at_rest(self) -> None:
+        self.lab.settle()
+
+    @precondition(lambda self: hasattr(self, "lab"))
+    @invariant()
+    def no_violation(self) -> None:
+        self.lab.judge()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "lab"):
+            return
+        lab = self.lab
+        lab.settle()
+        for name in NODES:
+            self.readiness(name, "True")
+        for kind in ("GpuVM", "VirtualCluster", "Tenant", "Cohort", "GpuClass", "GpuPool"):
+            for namespace, name in list(lab.cluster.world.objects[kind]):
+                lab.delete(kind, namespace, name)
+        for namespace, name in list(lab.cluster.world.objects["Pod"]):
+            lab.delete("Pod", namespace, name)
+        lab.settle()
+        assert leftovers(lab.cluster.world) == []
+
+    # -- helpers ----------------------------------------------------------------------------------------------
+
+    def _create(self, obj: Object) -> None:
+        try:
+            self.lab.cluster.create(obj)
+        except ConflictError:
+            pass  # the name is taken, or its namespace is going
+
+    def _edit(self, kind: str, home: str, name: str, **spec: object) -> None:
+        if self.lab.find(kind, home, name):
+            self.lab.edit(kind, home, name, **spec)
+
+
+TestAnythingGoes = AnythingGoes.TestCase
+TestAnythingGoes.settings = settings(max_examples=25, stateful_step_count=30)

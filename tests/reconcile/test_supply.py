@@ -1,0 +1,219 @@
+"""What exists changes under what is granted: foreign pods, sick plugins, lost nodes, cordoned devices (I6)."""
+
+from __future__ import annotations
+
+import pytest
+from lab import READY, Lab, add_node, gpu_pod, gpu_vm, namespace, virtual_cluster
+
+from vmtenancy.reconcile.steps import Object
+from vmtenancy.reconcile.world import uid_of
+from vmtenancy.testing.fleet import gpu_node
+from vmtenancy.testing.story import PASSTHROUGH
+
+A = ("GpuVM", "vision", "a")
+GPU = "nvidia.com/gpu"
+
+
+def advertise(lab: Lab, node: str, resource: str, count: int | None) -> None:
+    """Let the device plugin of a node report `count` devices, or nothing at all."""
+    obj = lab.get("Node", "", node)
+    left = {name: value for name, value in obj["status"]["allocatable"].items() if name != resource}
+    offered = left if count is None else {**left, resource: str(count)}
+    lab.cluster.replace({**obj, "status": {**obj["status"], "allocatable": offered}}, status=True)
+
+
+def ready(lab: Lab, node: str, status: str) -> None:
+    obj = lab.get("Node", "", node)
+    conditions = [{"type": "Ready", "status": status}]
+    lab.cluster.replace({**obj, "status": {**obj["status"], "conditions": conditions}}, status=True)
+
+
+def facts(lab: Lab, node: str, *, cordoned: tuple[int, ...] = (), sick: tuple[int, ...] = ()) -> None:
+    obj = lab.get("GpuNode", "", node)
+    gpus = [{**gpu, "healthy": index not in sick} for index, gpu in enumerate(obj["status"]["gpus"])]
+    addresses = [gpus[index]["pciAddress"] for index in cordoned]
+    obj = lab.cluster.replace({**obj, "spec": {"cordonedDevices": addresses}})
+    lab.cluster.replace({**obj, "status": {**obj["status"], "gpus": gpus}}, status=True)
+
+
+def foreign(lab: Lab, name: str, node: str, count: int, resource: str = GPU) -> None:
+    if lab.find("Namespace", "", "theirs") is None:
+        lab.apply(namespace("theirs"))
+    lab.cluster.create(gpu_pod(name, count, namespace="theirs", resource=resource, nodeName=node))
+
+
+def test_foreign_pods_are_taken_off_what_there_is(lab: Lab) -> None:
+    foreign(lab, "f", "pods-1", 2)
+    foreign(lab, "g", "pods-2", 1)
+    lab.settle()
+    lab.apply(gpu_pod("p", 2, namespace="llm"), gpu_pod("q", 1, namespace="llm"))
+    lab.settle()
+    assert lab.reason("Pod", "llm", "p", of="vmtenancy.io/Admitted") == "NoCapacity"
+    assert lab.get("Pod", "llm", "q")["spec"]["nodeName"] == "pods-2"
+    lab.delete("Pod", "theirs", "f")
+    lab.settle()
+    assert lab.get("Pod", "llm", "p")["spec"]["nodeName"] == "pods-1"
+
+
+def test_a_finished_foreign_pod_holds_nothing(lab: Lab) -> None:
+    foreign(lab, "f", "machines", 4, PASSTHROUGH)
+    lab.apply(gpu_vm("a"))
+    lab.settle()
+    assert lab.reason(*A, of="Admitted") == "NoCapacity"
+    lab.cluster.replace({**lab.get("Pod", "theirs", "f"), "status": {"phase": "Succeeded"}}, status=True)
+    lab.settle()
+    assert lab.status(*A)["phase"] == "Running"
+
+
+def test_foreign_pods_that_come_later_evict_nobody(lab: Lab) -> None:
+    lab.apply(gpu_pod("p", 2, namespace="llm"))
+    lab.settle()
+    node = lab.node_of("Pod", "llm", "p")
+    foreign(lab, "f", node, 2)
+    lab.settle()
+    assert lab.get("Pod", "llm", "p")["status"]["phase"] == "Running"
+
+
+@pytest.mark.parametrize("count", [0, None])
+def test_i6_a_device_plugin_that_reports_nothing_evicts_nobody(lab: Lab, count: int | None) -> None:
+    lab.apply(gpu_vm("a", 2), gpu_pod("p", 2, namespace="llm"), virtual_cluster())
+    lab.settle()
+    before = {uid_of(obj) for kind in ("Pod", "GpuAllocation") for obj in lab.cluster.world.of(kind)}
+    for node, resource in (("machines", PASSTHROUGH), ("pods-1", GPU), ("pods-2", GPU)):
+        advertise(lab, node, resource, count)
+    lab.settle()
+    lab.apply(gpu_vm("b"))
+    lab.settle()
+    assert {uid_of(obj) for kind in ("Pod", "GpuAllocation") for obj in lab.cluster.world.of(kind)} == before
+    assert lab.status(*A)["phase"] == "Running"
+    assert lab.reason("GpuVM", "vision", "b", of="Admitted") == "NoCapacity"
+    advertise(lab, "machines", PASSTHROUGH, 4)
+    lab.settle()
+    assert lab.status("GpuVM", "vision", "b")["phase"] == "Running"
+    devices = [lab.status("GpuVM", "vision", name)["allocation"]["devices"] for name in "ab"]
+    assert len({device for found in devices for device in found}) == 3
+
+
+def test_a_node_that_is_not_ready_gets_nothing_and_loses_nothing(lab: Lab) -> None:
+    lab.apply(gpu_vm("a", 2))
+    lab.settle()
+    ready(lab, "machines", "Unknown")
+    lab.apply(gpu_vm("b"))
+    lab.settle()
+    assert lab.live_grants() == {lab.grant(*A)["metadata"]["name"]}  # type: ignore[index]
+    assert lab.reason("GpuVM", "vision", "b", of="Admitted") == "NoCapacity"
+    ready(lab, "machines", "True")
+    lab.settle()
+    assert lab.status("GpuVM", "vision", "b")["phase"] == "Running"
+
+
+def test_i4_a_deleted_machine_on_a_silent_node_is_charged_until_the_node_speaks(lab: Lab) -> None:
+    lab.apply(gpu_vm("a", 2))
+    lab.settle()
+    ready(lab, "machines", "Unknown")
+    lab.delete(*A)
+    lab.settle()
+    assert lab.live_grants()
+    assert lab.status(*A)["phase"] == "Deleting"
+    ready(lab, "machines", "True")
+    lab.settle()
+    assert not lab.live_grants()
+    assert lab.find(*A) is None
+
+
+def test_a_node_that_vanishes_and_returns_gives_each_back_what_it_had(lab: Lab) -> None:
+    lab.apply(gpu_vm("a", 2), gpu_pod("p", 2, namespace="llm"))
+    lab.settle()
+    grant = lab.grant(*A)
+    lost = {name: lab.get("Node", "", name) for name in ("machines", lab.node_of("Pod", "llm", "p"))}
+    for name in lost:
+        lab.delete("Node", "", name)
+        lab.delete("GpuNode", "", name)
+    lab.settle()
+    assert lab.find("Pod", "llm", "p") is None  # pods of a lost node are gone, and with them what they held
+    assert grant is not None
+    assert lab.live_grants() == {grant["metadata"]["name"]}  # the machine is still wanted
+    lab.apply(gpu_vm("b", 2))
+    lab.settle()
+    assert lab.status("GpuVM", "vision", "b")["phase"] == "Pending"
+    for node in lost.values():
+        metadata = {key: node["metadata"][key] for key in ("name", "labels")}
+        add_node(lab, {**node, "metadata": metadata, "status": {**node["status"], **READY}})
+    lab.settle()
+    for name in "ab":
+        assert lab.status("GpuVM", "vision", name)["phase"] == "Running"
+    assert lab.grant(*A) == lab.get("GpuAllocation", "", grant["metadata"]["name"])
+
+
+def test_a_pod_that_waits_for_a_lost_node_goes_to_another(lab: Lab) -> None:
+    lab.apply(gpu_pod("p", namespace="llm"))
+    while not lab.live_grants():
+        lab.reconcile()
+    first = lab.node_of("Pod", "llm", "p")
+    lab.delete("Node", "", first)
+    lab.settle()
+    pod = lab.get("Pod", "llm", "p")
+    assert pod["spec"]["nodeName"] not in ("", first)
+
+
+def test_cordoned_devices_get_nothing_new_and_lose_nothing(lab: Lab) -> None:
+    lab.apply(gpu_vm("a", 1))
+    lab.settle()
+    used = lab.status(*A)["allocation"]["devices"]
+    facts(lab, "machines", cordoned=(0, 1, 2))
+    lab.settle()
+    assert lab.status("GpuPool", "", "h100")["allocatable"] == 6
+    lab.apply(gpu_vm("b", 2), gpu_vm("c", 1))
+    lab.settle()
+    assert lab.status(*A)["allocation"]["devices"] == used
+    assert lab.status(*A)["phase"] == "Running"
+    assert lab.reason("GpuVM", "vision", "b", of="Admitted") == "NoCapacity"
+    free = lab.get("GpuNode", "", "machines")["status"]["gpus"][3]["pciAddress"]
+    assert lab.status("GpuVM", "vision", "c")["allocation"]["devices"] == [free]
+    facts(lab, "machines")
+    lab.settle()
+    assert lab.status("GpuVM", "vision", "b")["phase"] == "Running"
+
+
+def test_a_sick_device_gets_nothing(lab: Lab) -> None:
+    facts(lab, "slices", sick=(0,))
+    lab.apply(gpu_vm("a", of="quarter"))
+    lab.settle()
+    assert lab.reason(*A, of="Admitted") == "NoCapacity"
+    facts(lab, "slices")
+    lab.settle()
+    assert lab.status(*A)["phase"] == "Running"
+
+
+def test_taints_and_cordoned_nodes_are_avoided(lab: Lab) -> None:
+    node = lab.get("Node", "", "pods-1")
+    taints = [{"key": "team", "value": "red", "effect": "NoSchedule"}]
+    lab.cluster.replace({**node, "spec": {"taints": taints}})
+    node = lab.get("Node", "", "pods-2")
+    lab.cluster.replace({**node, "spec": {"unschedulable": True}})
+    tolerant = {"tolerations": [{"key": "team", "operator": "Equal", "value": "red"}]}
+    lab.apply(gpu_pod("p", namespace="llm"), gpu_pod("q", namespace="llm", **tolerant))
+    lab.settle()
+    assert lab.reason("Pod", "llm", "p", of="vmtenancy.io/Admitted") == "NoCapacity"
+    assert lab.get("Pod", "llm", "q")["spec"]["nodeName"] == "pods-1"
+
+
+def test_a_node_that_turns_to_another_mode_keeps_what_runs(lab: Lab) -> None:
+    lab.apply(gpu_vm("a", 2))
+    lab.settle()
+    obj = lab.get("GpuNode", "", "machines")
+    lab.cluster.replace({**obj, "status": {**obj["status"], "mode": "container"}}, status=True)
+    lab.settle()
+    assert lab.status(*A)["phase"] == "Running"
+    assert lab.live_grants()
+
+
+def test_a_new_node_admits_who_waits(lab: Lab) -> None:
+    lab.delete("Node", "", "machines")
+    lab.apply(gpu_vm("a", 4))
+    lab.settle()
+    assert lab.reason(*A, of="Admitted") == "NoCapacity"
+    node: Object = gpu_node("more", mode="vm-passthrough", gpus=4, resources={PASSTHROUGH: 4})
+    add_node(lab, node)
+    lab.settle()
+    assert lab.node_of(*A) == "more"
