@@ -9,7 +9,7 @@ from typing import Final
 from vmtenancy.kube.client import Client
 from vmtenancy.kube.errors import KubeError, NotFoundError
 from vmtenancy.reconcile.kinds import KINDS
-from vmtenancy.reconcile.world import World
+from vmtenancy.reconcile.world import World, annotations_of
 
 #: All that decides who gets what; no Secrets, which people who look may not read.
 DECIDING: Final = (
@@ -36,3 +36,9 @@ async def read_world(client: Client, kinds: Sequence[str] = DECIDING) -> World:
 
     await asyncio.gather(*map(read, kinds))
     return world
+
+
+async def read_nodes(client: Client) -> dict[str, bool]:
+    """The nodes by name, and whether KWOK plays them. Raises `KubeError`."""
+    nodes, _ = await client.list_all(KINDS["Node"])
+    return {node["metadata"]["name"]: "kwok.x-k8s.io/node" in annotations_of(node) for node in nodes}

@@ -95,6 +95,7 @@ def _start(vmi: Object, address: str, now: dt.datetime) -> None:
     status = vmi["status"]
     _enter(vmi, "Running", now)
     status["machine"] = {"type": MACHINE_TYPE}
+    status["selinuxContext"] = "none"  # virt-controller makes no migration target before it is known
     migratable = {"type": "LiveMigratable", **_migratable(vmi)}
     migratable |= {"lastProbeTime": None, "lastTransitionTime": _stamp(now)}
     others = [c for c in status.get("conditions", []) if c["type"] != "LiveMigratable"]
