@@ -21,7 +21,7 @@ def writes_by_controller(cluster: ControlPlane, *, skip: int = 0) -> list[dict[s
     ]
 
 
-def writes_at_rest(cluster: ControlPlane, seconds: float = 5.0) -> list[str]:
+def writes_at_rest(cluster: ControlPlane, seconds: float = 2.0) -> list[str]:
     """What the controller writes in a while in which nothing happens (I7); a quiet second comes first."""
     quiet_since = time.monotonic()
     seen = len(writes_by_controller(cluster))

@@ -26,6 +26,7 @@ def test_the_story_on_the_real_programs(
     for scene in tell(stage, manifests):
         titles.append(scene.title)
         assert check(scene.world) == [], scene.title
+        assert writes_at_rest(virtualization) == [], f"I7 after: {scene.title}"
         if scene.title.startswith("A pod with two GPUs"):
             inside = eventually(
                 "the pod inside to be Running",
@@ -37,7 +38,6 @@ def test_the_story_on_the_real_programs(
             message = scene.decided[0]
             assert "pool h100: needs 4 GPUs, 2.75 free" in message
             assert "held by GpuVM vision/trainer 2" in message
-            assert writes_at_rest(virtualization) == [], "I7"
     assert len(titles) == 8
     assert leftovers(stage.world()) == []
 

@@ -193,6 +193,32 @@ async def test_no_kubeconfig_is_one_clear_error(tmp_path: Path) -> None:
         await Client.connect(tmp_path / "missing")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x: [",
+        "[]",
+        "just words",
+        "",
+        "current-context: c",
+        "{current-context: c, contexts: [], clusters: [], users: []}",
+        "{current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}], "
+        "clusters: [{name: c, cluster: {server: 'https://x', certificate-authority-data: '%%'}}], "
+        "users: [{name: u, user: {}}]}",
+        "{current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}], "
+        "clusters: [{name: c, cluster: {server: 'https://x'}}], "
+        "users: [{name: u, user: {client-certificate-data: eA==, client-key-data: eA==}}]}",
+    ],
+)
+async def test_a_broken_kubeconfig_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config"
+    path.write_text(text)
+    with pytest.raises(errors.KubeError) as caught:
+        await Client.connect(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
 def test_paths() -> None:
     assert path_of(KINDS["Pod"]) == "/api/v1/pods"
     assert path_of(KINDS["Pod"], "ns", "p") == "/api/v1/namespaces/ns/pods/p"

@@ -26,9 +26,9 @@ def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 def test_up_status_down() -> None:
     assert dev.status() is None
-    up = dev.up(kubevirt=False)
+    up = dev.up(kubevirt=False, vcluster=False)
     assert up.phase == "Ready"
-    assert dev.up(kubevirt=False).pid == up.pid  # already running: found, not started again
+    assert dev.up(kubevirt=False, vcluster=False).pid == up.pid  # already running: found, not started again
     kubectl = [build.resolve("kubectl"), f"--kubeconfig={up.kubeconfig}"]
     nodes = subprocess.run([*kubectl, "get", "nodes"], capture_output=True, text=True, check=True)
     assert "No resources found" in nodes.stderr
@@ -49,7 +49,7 @@ def test_up_status_down() -> None:
 
 
 def test_killed_supervisor_takes_everything_along() -> None:
-    up = dev.up(kubevirt=False)
+    up = dev.up(kubevirt=False, vcluster=False)
     state = eventually("programs are listed", lambda: (s := dev.status()) and s.programs and s)
     os.kill(up.pid, signal.SIGKILL)
     eventually("programs are gone", lambda: not any(Path(f"/proc/{p.pid}").exists() for p in state.programs))

@@ -82,6 +82,21 @@ def patch(cluster: ControlPlane, path: str, body: Object) -> Object:
     return patched
 
 
+def at_rest(cluster: ControlPlane) -> None:
+    """Wait until virt-controller has renewed its Lease three times and nothing of KubeVirt's was written."""
+
+    def quiet() -> bool:
+        writes = [json.loads(line) for line in cluster.audit_log.read_text().splitlines()]
+        uris = [
+            w["requestURI"]
+            for w in writes
+            if w["user"]["username"].startswith("system:serviceaccount:kubevirt")
+        ]
+        return len(uris) >= 3 and all("/leases/" in uri for uri in uris[-3:])
+
+    eventually("KubeVirt is at rest", quiet)
+
+
 def leftovers(cluster: ControlPlane) -> list[str]:
     """Everything that KubeVirt and CDI could leave in the namespace, and volumes anywhere."""
     paths = [
@@ -301,6 +316,28 @@ def test_a_machine_on_a_data_volume(vms: ControlPlane) -> None:
 
     vms.request("DELETE", f"{VMS}/trainer")
     eventually("nothing is left", lambda: not leftovers(vms), 60)
+
+
+def test_applying_a_machine_again_changes_nothing(vms: ControlPlane) -> None:
+    def apply(item: Object) -> str:
+        path = f"{VMS}/trainer?fieldManager=vmtenancy"
+        applied = vms.request("PATCH", path, item, content_type="application/apply-patch+yaml")
+        return str(applied["metadata"]["resourceVersion"])
+
+    machine = vm(gpus=2)
+    apply(machine)
+    running(vms)
+    at_rest(vms)
+    version = get(vms, f"{VMS}/trainer")["metadata"]["resourceVersion"]
+    assert apply(machine) == version
+    machine["spec"]["template"]["spec"]["domain"]["memory"]["guest"] = "8192Mi"
+    assert apply(machine) == version
+
+
+def test_at_rest_only_leases_are_written(vms: ControlPlane) -> None:
+    vms.request("POST", VMS, vm(gpus=1))
+    running(vms)
+    at_rest(vms)
 
 
 def test_live_migration_of_a_machine_without_gpus(vms: ControlPlane) -> None:

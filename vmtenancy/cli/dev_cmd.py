@@ -15,11 +15,16 @@ app = typer.Typer(help="A real Kubernetes control plane on this machine.", no_ar
 @app.command()
 def up(
     kubevirt: Annotated[bool, typer.Option(help="With KubeVirt's virt-api and virt-controller.")] = True,
+    vcluster: Annotated[
+        bool | None,
+        typer.Option(help="With a node that runs vCluster's control planes; default: where that can work."),
+    ] = None,
 ) -> None:
     """Start it and print its kubeconfig; what is missing is built first (up to half an hour)."""
-    from vmtenancy.testing import dev
+    from vmtenancy.testing import dev, sandbox
 
-    _print(dev.up(kubevirt=kubevirt))
+    possible = sandbox.missing() is None
+    _print(dev.up(kubevirt=kubevirt, vcluster=possible if vcluster is None else vcluster))
 
 
 @app.command()

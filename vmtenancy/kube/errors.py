@@ -16,7 +16,7 @@ class KubeError(VmtError):
     """A request that the API server did not carry out, or may not have."""
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(Problem(Code.CLUSTER, "", message))
+        super().__init__(Problem(Code.CLUSTER, "", " ".join(message.split())))
         self.retry_after_s = retry_after_s
 
 

@@ -11,6 +11,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -92,10 +93,9 @@ async def _refuse_while_in_use(client: Client) -> None:
 async def _apply(client: Client, obj: Object, tell: Tell, dry_run: bool) -> None:
     ref = ref_of(obj)
     info = await client.kind(obj["apiVersion"], ref.kind)
-    try:
-        before = (await client.get(info, ref.namespace, ref.name))["metadata"]["resourceVersion"]
-    except errors.NotFoundError:
-        before = ""
+    before: Object | None = None
+    with suppress(errors.NotFoundError):
+        before = await client.get(info, ref.namespace, ref.name)
     would = "would be " if dry_run else ""
     try:
         after = await client.apply(obj, dry_run=dry_run)
@@ -104,8 +104,18 @@ async def _apply(client: Client, obj: Object, tell: Tell, dry_run: bool) -> None
             raise
         tell(f"{ref} would be created (not checked: its namespace is not there yet)")
         return
-    unchanged = before == after["metadata"]["resourceVersion"]
-    tell(f"{ref} " + ("unchanged" if unchanged else f"{would}{'changed' if before else 'created'}"))
+    if before is None:
+        tell(f"{ref} {would}created")
+    elif _content(before) == _content(after):
+        tell(f"{ref} unchanged")
+    else:
+        tell(f"{ref} {would}changed")
+
+
+def _content(obj: Object) -> Object:
+    """An object without what the server counts: in a dry run, versions tell nothing."""
+    counted = ("resourceVersion", "generation", "managedFields")
+    return {**obj, "metadata": {k: v for k, v in obj["metadata"].items() if k not in counted}}
 
 
 async def _is_served(client: Client, crd: Object) -> bool:

@@ -106,7 +106,11 @@ _BASE: Final[Mapping[str, Any]] = {
         "statefulSet": {"image": {"repository": "loft-sh/vcluster-oss"}},
     },
     # Nodes are shown once a pod of the virtual cluster is there, without the images that others use.
-    "sync": {"fromHost": {"nodes": {"enabled": True, "clearImageStatus": True}}},
+    "sync": {
+        "fromHost": {"nodes": {"enabled": True, "clearImageStatus": True}},
+        # Else tokens of the virtual cluster, good for years, stand in annotations of host pods.
+        "toHost": {"pods": {"useSecretsForSATokens": True}},
+    },
     # The chart would add reading all pods of the host and the kubelets' API, which only metrics of nodes need.
     "rbac": {
         "clusterRole": {

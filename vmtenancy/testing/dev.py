@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -57,14 +57,16 @@ def state_dir() -> Path:
     return build.cache_dir() / "dev"
 
 
-def up(*, kubevirt: bool = True) -> Status:
+def up(*, kubevirt: bool = True, vcluster: bool = True) -> Status:
     """Start the control plane, or find it running; returns once it is ready.
 
+    With ``kubevirt`` it has KubeVirt, with ``vcluster`` a node that runs the control planes of virtual clusters.
     What is missing is built first, with progress on stderr. Raises ``BuildError`` or ``ProcessError``.
     """
-    for component in ("etcd", "kubernetes", "kwok", *(["kubevirt"] if kubevirt else [])):
+    wanted = [*(["kubevirt"] if kubevirt else []), *(["vcluster"] if vcluster else [])]
+    for component in ("etcd", "kubernetes", "kwok", *wanted):
         build.resolve_all(component)
-    supervisor = None if status() else _launch(kubevirt=kubevirt)
+    supervisor = None if status() else _launch(wanted)
     end = time.monotonic() + START_DEADLINE_S
     while (state := status()) or (supervisor and supervisor.poll() is None):
         if state and state.phase == "Ready":
@@ -93,8 +95,8 @@ def down() -> bool:
     return state is not None
 
 
-def _launch(*, kubevirt: bool) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", __name__, *(["--kubevirt"] if kubevirt else [])]
+def _launch(wanted: Sequence[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", __name__, *wanted]
     with _log().open("wb") as log:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -151,7 +153,7 @@ def _write(state: Status) -> None:
     scratch.rename(path)
 
 
-def _serve(*, kubevirt: bool) -> None:
+def _serve(wanted: Collection[str]) -> None:
     """The supervisor: run everything until SIGTERM."""
     from vmtenancy.testing.controlplane import ControlPlane
 
@@ -169,10 +171,14 @@ def _serve(*, kubevirt: bool) -> None:
         try:
             cluster = running.enter_context(ControlPlane(state_dir()))
             processes = cluster.processes
-            if kubevirt:
+            if "kubevirt" in wanted:
                 from vmtenancy.testing.kubevirt import KubeVirt
 
                 running.enter_context(KubeVirt(cluster))
+            if "vcluster" in wanted:
+                from vmtenancy.testing.vcluster import VClusterRunner
+
+                running.enter_context(VClusterRunner(cluster))
         except (VmtError, subprocess.CalledProcessError) as error:
             _write(dataclasses.replace(state, phase="Failed", error=str(error)))
             raise SystemExit(1) from error
@@ -192,4 +198,4 @@ def _program(process: Process) -> ProgramStatus:
 
 
 if __name__ == "__main__":
-    _serve(kubevirt="--kubevirt" in sys.argv[1:])
+    _serve(sys.argv[1:])

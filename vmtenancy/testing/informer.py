@@ -135,10 +135,9 @@ class StandIn:
     def _try(self, item: Object) -> None:
         try:
             self.step(item)
-        except (client.ApiException, HTTPError) as error:
-            # On a conflict a newer version is on its way, but the write may have been about another object.
-            if getattr(error, "status", None) not in (404, 409):
-                log.warning("%s/%s: %s", *key_of(item), error)
+        except Exception as error:  # whatever one object provokes, the others are still served
+            if getattr(error, "status", None) not in (404, 409):  # of an object that just changed
+                log.warning("%s/%s", *key_of(item), exc_info=error)
             timer = threading.Timer(_RETRY_S, self.due.put, [item])
             timer.daemon = True
             timer.start()
