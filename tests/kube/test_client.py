@@ -219,6 +219,14 @@ async def test_a_broken_kubeconfig_is_one_clear_error(tmp_path: Path, text: str)
     assert str(path) in str(caught.value)
 
 
+async def test_a_pod_without_its_account_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    with pytest.raises(errors.KubeError, match="no usable service account"):
+        await Client.connect()
+
+
 def test_paths() -> None:
     assert path_of(KINDS["Pod"]) == "/api/v1/pods"
     assert path_of(KINDS["Pod"], "ns", "p") == "/api/v1/namespaces/ns/pods/p"

@@ -45,12 +45,21 @@ def test_it_comes_back_from_its_spec_as_it_was(head: Head) -> None:
 
 @given(heads())
 def test_its_spec_is_what_the_kind_allows(head: Head) -> None:
-    parse({"apiVersion": API_VERSION, "kind": "GpuLedger", "metadata": {"name": "fleet"}, "spec": head.to_spec()})
+    parse(
+        {
+            "apiVersion": API_VERSION,
+            "kind": "GpuLedger",
+            "metadata": {"name": "fleet"},
+            "spec": head.to_spec(),
+        }
+    )
 
 
 @given(heads(), st.randoms())
 def test_equal_heads_are_written_alike(head: Head, random: object) -> None:
-    turned = Head(head.epoch, head.holder, head.sequence, dict(reversed(head.committed.items())), head.released)
+    turned = Head(
+        head.epoch, head.holder, head.sequence, dict(reversed(head.committed.items())), head.released
+    )
     assert turned.to_spec() == head.to_spec()
 
 

@@ -16,13 +16,12 @@ from vmtenancy.core.ledger.head import Head
 from vmtenancy.reconcile import Plan, World, check, plan
 from vmtenancy.reconcile.memory import ConflictError
 from vmtenancy.reconcile.status import condition
-from vmtenancy.reconcile.steps import Chain, Create, Object, Ref, RenderChart, Step
+from vmtenancy.reconcile.steps import Chain, Create, Object, Ref, Step
 from vmtenancy.reconcile.view import LEDGER_NAME, View
 from vmtenancy.reconcile.world import ref_of, uid_of
 from vmtenancy.testing.fleet import gpu_node
 from vmtenancy.testing.simulated import SimulatedCluster
 from vmtenancy.testing.story import PASSTHROUGH, VGPU, gpu_node_facts
-
 
 TEMPLATES = resources.templates()
 
@@ -245,7 +244,9 @@ def virtual_cluster(
     return manifest("VirtualCluster", name, {"gpus": gpus, **spec}, namespace)
 
 
-def gpu_pod(name: str, count: int = 1, *, namespace: str = "default", resource: str = "nvidia.com/gpu", **spec: Any) -> Object:
+def gpu_pod(
+    name: str, count: int = 1, *, namespace: str = "default", resource: str = "nvidia.com/gpu", **spec: Any
+) -> Object:
     container = {"name": "main", "resources": {"limits": {resource: count}}} if count else {"name": "main"}
     return {
         "apiVersion": "v1",
@@ -300,7 +301,9 @@ def small_lab(identity: str = "controller-1") -> Lab:
 
 # -- end states -------------------------------------------------------------------------------------------------------
 
-_UID = re.compile(r"(?:(?:vm|vc|pod)-)?uid-\d{6}(?:-\d+-\d+)?|(?<=virt-launcher-)[-a-z0-9]+-\d{6}")
+_UID = re.compile(
+    r"(?:(?:vm|vc|pod)-)?uid-\d{6}(?:-\d+-\d+-[0-9a-f]{8})?|(?<=virt-launcher-)[-a-z0-9]+-\d{6}"
+)
 _OF_THE_MOMENT = re.compile(
     r'("(?:uid|resourceVersion|creationTimestamp|lastTransitionTime|deletionTimestamp|%s)": )"[^"]*"|'
     r'("(?:generation|sequence|epoch)": )\d+' % re.escape(APPLIED_ANNOTATION)
@@ -329,14 +332,13 @@ def end_state(world: World) -> dict[str, str]:
         owner = known.get(text[at : at + 10], "gone")
         return owner if at == 0 else f"grant of {owner}"
 
-    everything = [obj for kind, objects in world.objects.items() if kind != "GpuLedger" for obj in objects.values()]
+    everything = [
+        obj for kind, objects in world.objects.items() if kind != "GpuLedger" for obj in objects.values()
+    ]
     for obj in everything:
         if obj["kind"] != "GpuAllocation":
             known[uid_of(obj)] = _UID.sub(named, str(ref_of(obj)))
-    return {
-        _UID.sub(named, str(ref_of(obj))): _UID.sub(named, _text(obj))
-        for obj in everything
-    }
+    return {_UID.sub(named, str(ref_of(obj))): _UID.sub(named, _text(obj)) for obj in everything}
 
 
 def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:

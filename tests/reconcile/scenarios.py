@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lab import Act, Lab, fork, gpu_pod, gpu_vm, namespace, small_lab, tenant, virtual_cluster
-
-from vmtenancy.api.names import API_VERSION
+from lab import Act, Lab, gpu_pod, gpu_vm, namespace, tenant, virtual_cluster
 
 
 def applying(*objects: dict[str, object]) -> Act:

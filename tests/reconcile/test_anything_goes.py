@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from lab import Fault, Lab, fork, gpu_pod, gpu_vm, small_lab, tenant, virtual_cluster
+from lab import Fault, Lab, fork, gpu_pod, gpu_vm, nodes, small_lab, tenant, virtual_cluster
 
 from vmtenancy.reconcile.memory import ConflictError
 from vmtenancy.reconcile.steps import Object
@@ -13,9 +13,10 @@ from vmtenancy.testing.story import leftovers
 
 _AT_REST = small_lab()
 TENANTS = ("vision", "llm")
-NODES = ("pods-1", "pods-2", "machines", "slices")
+FLEET = {str(node["metadata"]["name"]): node for node in nodes()}
+NODES = sorted(FLEET)
 
-homes = st.sampled_from(TENANTS)
+homes = st.sampled_from([*TENANTS, "shared"])
 machines = st.sampled_from("abc")
 clusters = st.sampled_from(["lab", "den"])
 pods = st.sampled_from("pqr")
@@ -77,21 +78,38 @@ class AnythingGoes(RuleBasedStateMachine):
         elif (pod.get("status") or {}).get("phase") == "Running":
             self.lab.cluster.replace({**pod, "status": {"phase": "Succeeded"}}, status=True)
 
-    @rule(home=homes, kind=st.sampled_from(["GpuVM", "VirtualCluster"]), name=st.sampled_from(["a", "b", "c", "lab"]))
+    @rule(
+        home=homes,
+        kind=st.sampled_from(["GpuVM", "VirtualCluster"]),
+        name=st.sampled_from(["a", "b", "c", "lab"]),
+    )
     def delete(self, home: str, kind: str, name: str) -> None:
         self.lab.delete(kind, home, name)
 
+    @rule(home=homes, shared=st.booleans())
+    def namespaces(self, home: str, shared: bool) -> None:
+        """Ask for a namespace that the other tenant may have, or give it up."""
+        self._edit("Tenant", "", home, namespaces=[home, "shared"] if shared else [home])
+
     @rule(home=homes, nominal=st.integers(0, 5), borrowing=st.sampled_from([0, 2, None]))
     def quota(self, home: str, nominal: int, borrowing: int | None) -> None:
-        self.lab.apply(tenant(home, nominal, borrowing))
+        self._edit("Tenant", "", home, quota=tenant(home, nominal, borrowing)["spec"]["quota"])
 
     # -- nodes ------------------------------------------------------------------------------------------------
 
     @rule(name=st.sampled_from(NODES), status=st.sampled_from(["True", "False", "Unknown"]))
     def readiness(self, name: str, status: str) -> None:
-        node = self.lab.get("Node", "", name)
+        node = self.lab.find("Node", "", name)
+        if node is None:  # it comes back
+            node = self.lab.cluster.create(FLEET[name])
         conditions = [{"type": "Ready", "status": status}]
-        self.lab.cluster.replace({**node, "status": {**node["status"], "conditions": conditions}}, status=True)
+        self.lab.cluster.replace(
+            {**node, "status": {**node["status"], "conditions": conditions}}, status=True
+        )
+
+    @rule(name=st.sampled_from(NODES))
+    def loss(self, name: str) -> None:
+        self.lab.delete("Node", "", name)
 
     @rule(name=st.sampled_from(NODES), cordoned=st.booleans())
     def cordon(self, name: str, cordoned: bool) -> None:

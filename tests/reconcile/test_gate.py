@@ -155,7 +155,11 @@ def test_a_forged_owner_gets_nothing(lab: Lab) -> None:
     for name, home, owner in (
         ("elsewhere", "llm", controlled_by("VirtualMachineInstance", instance)),
         ("made-up", "vision", [{**controlled_by("GpuVM", instance)[0], "name": "nobody"}]),
-        ("uid-alone", "vision", [{**controlled_by("VirtualMachineInstance", instance)[0], "uid": "uid-000000"}]),
+        (
+            "uid-alone",
+            "vision",
+            [{**controlled_by("VirtualMachineInstance", instance)[0], "uid": "uid-000000"}],
+        ),
     ):
         forged = gpu_pod(name, 2, namespace=home, resource=PASSTHROUGH)
         forged["metadata"]["ownerReferences"] = owner

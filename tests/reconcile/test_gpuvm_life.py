@@ -54,8 +54,8 @@ def test_deletion_takes_everything_along_and_keeps_the_grant_until_the_pod_is_go
     lab.settle()
     assert of_the_machine(lab) == [
         "delete what GpuVM vision/a had",
-        "commit 2: 0 granted, 1 released",
         "report GpuVM vision/a: Deleting",
+        "commit 2: 0 granted, 1 released",
         "clear away",
         "report GpuVM vision/a: Deleting",
         "let GpuVM vision/a go",

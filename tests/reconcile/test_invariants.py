@@ -188,7 +188,13 @@ def test_i9_a_child_without_an_owner(running: Lab) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "home", "name"),
-    [A, ("VirtualCluster", "llm", "lab"), ("Tenant", "", "llm"), ("GpuPool", "", "h100"), ("Cohort", "", "research")],
+    [
+        A,
+        ("VirtualCluster", "llm", "lab"),
+        ("Tenant", "", "llm"),
+        ("GpuPool", "", "h100"),
+        ("Cohort", "", "research"),
+    ],
 )
 def test_i12_a_generation_that_is_ahead(running: Lab, kind: str, home: str, name: str) -> None:
     ahead = fork(running)

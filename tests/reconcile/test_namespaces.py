@@ -135,7 +135,9 @@ def test_a_namespace_that_is_going_is_left_alone(lab: Lab) -> None:
 
 
 def test_deleting_the_namespace_releases_what_was_granted_in_it(lab: Lab) -> None:
-    lab.apply(gpu_vm("a", 2), gpu_pod("p", namespace="vision"), virtual_cluster(guaranteed=1, namespace="vision"))
+    lab.apply(
+        gpu_vm("a", 2), gpu_pod("p", namespace="vision"), virtual_cluster(guaranteed=1, namespace="vision")
+    )
     lab.settle()
     lab.delete("Namespace", "", "vision")
     lab.settle()

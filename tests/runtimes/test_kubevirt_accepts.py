@@ -38,7 +38,7 @@ def host(kubevirt: KubeVirt) -> Iterator[ControlPlane]:
     """KubeVirt, our GpuVM kind, a namespace and one GPU node per kind of device."""
     cluster = kubevirt.cluster
     before = Snapshot.take(cluster)
-    cluster.kubectl("apply", "--server-side", f"--filename={CRDS / 'gpuvms.yaml'}")
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={CRDS / 'gpuvms.yaml'}")
     cluster.kubectl("wait", "--for=condition=Established", "crd/gpuvms.vmtenancy.io", "--timeout=30s")
     cluster.request("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
     modes: list[tuple[str, fleet.Mode]] = [("passthrough", "vm-passthrough"), ("vgpu", "vm-vgpu")]

@@ -205,7 +205,9 @@ class GpuVMSpec(ApiModel):
     when_stopped: Literal["Release", "Hold"] = Field(
         default="Release", description="Release: a stopped machine gives its GPUs back. Hold: it keeps them."
     )
-    priority: Priority = Field(default=0, description="Higher goes first among the tenant's requests.")
+    priority: Priority = Field(
+        default=0, description="Higher goes first, among the waiting requests of all tenants."
+    )
     vm: Annotated[dict[str, Any], Overlay(OWNED_VM_PATHS)] = Field(
         default_factory=dict,
         description="Overlay over the spec of the KubeVirt VirtualMachine, except for what vmtenancy sets.",
@@ -217,6 +219,15 @@ class GpuVMSpec(ApiModel):
             expected="at most one network without multus: a machine is on the pod network once",
             field="networks",
             found="'several'",
+        ),
+        Rule(
+            cel=(
+                "(self.cpu == oldSelf.cpu && self.memory == oldSelf.memory) || "
+                "self.runStrategy == 'Halted' || oldSelf.runStrategy == 'Halted'"
+            ),
+            holds=None,
+            expected="cpu and memory as they are while it runs: stop it first (runStrategy: Halted)",
+            found="'a change'",
         ),
         Rule(
             cel="self.gpus == oldSelf.gpus || self.runStrategy == 'Halted' || oldSelf.runStrategy == 'Halted'",

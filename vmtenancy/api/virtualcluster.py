@@ -73,7 +73,9 @@ class VirtualClusterSpec(ApiModel):
     gpus: Annotated[tuple[ElasticGpus, ...], Items(most=8, least=1, keys=("class",))] = Field(
         description="Its GPUs, per class."
     )
-    priority: Priority = Field(default=0, description="Higher goes first among the tenant's requests.")
+    priority: Priority = Field(
+        default=0, description="Higher goes first, among the waiting requests of all tenants."
+    )
     values: Annotated[dict[str, Any], Overlay(OWNED_VALUES_PATHS)] = Field(
         default_factory=dict,
         description="Overlay over the values of vCluster's chart, except for what vmtenancy sets.",

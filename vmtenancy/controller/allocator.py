@@ -12,20 +12,30 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from vmtenancy.controller.metrics import Metrics
 from vmtenancy.kube.backoff import Backoff
 from vmtenancy.kube.cache import Cache
+from vmtenancy.kube.errors import KubeError
 from vmtenancy.kube.executor import Executor, Outcome, StoppedError
+from vmtenancy.reconcile.ledger import take_over_chain
 from vmtenancy.reconcile.steps import Chain, Plan
+from vmtenancy.reconcile.view import View
 from vmtenancy.reconcile.world import World
 
 log = logging.getLogger(__name__)
 
 Planner = Callable[[World, float], Plan]
+ReadAgain = Callable[[Sequence[str]], Awaitable[None]]
+
+#: What a new leader reads again before its first decision: grants, who may have them, who has them.
+DECISIVE: Final = (
+    *("GpuAllocation", "GpuLedger", "GpuVM", "VirtualCluster", "Tenant", "Namespace"),
+    *("Pod", "VirtualMachine", "VirtualMachineInstance"),
+)
 
 #: Changes come in bursts; one plan for all of them.
 SETTLE_S: Final = 0.02
@@ -55,8 +65,11 @@ class Allocator:
         *,
         leads: Callable[[], bool],
         metrics: Metrics,
+        read_again: ReadAgain | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`read_again` brings kinds up to date by a consistent read; a new leader can not trust its watches."""
+        self._read_again, self._caught_up = read_again, read_again is None
         self._cache, self._executor, self._planner = cache, executor, planner
         self._leads, self._metrics, self._clock = leads, metrics, clock
         self._wake = asyncio.Event()
@@ -74,6 +87,7 @@ class Allocator:
         """The Lease was taken or lost. Once lost, what is being written is dropped at once."""
         if not held and self._executing:
             self._executing.cancel()
+        self._caught_up = self._read_again is None
         self.poke()
 
     def stop(self) -> None:
@@ -93,7 +107,7 @@ class Allocator:
             wait_s: float | None = None
             if self._cache.synced.is_set() and self._leads():
                 self._round_began = time.monotonic()
-                wait_s = await self._round()
+                wait_s = await (self._round() if self._caught_up else self._take_over())
                 self._round_began = None
             if self._stopping:
                 return
@@ -104,6 +118,26 @@ class Allocator:
                 pass
             else:
                 await asyncio.sleep(SETTLE_S)
+
+    async def _take_over(self) -> float:
+        """Fence the leader before (its next commit fails), then see all that it wrote until then.
+
+        Watches may lag behind: what they have not shown yet would look free, and be granted again.
+        """
+        assert self._read_again is not None  # noqa: S101 - else it is caught up from the start
+        try:
+            await self._read_again(("GpuLedger",))
+            chain = take_over_chain(View(self._cache.snapshot(), self._clock()))
+            if chain is not None:
+                (outcome,) = await self._execute(Plan((chain,))) or (None,)
+                if outcome is None or outcome.error is not None:
+                    return await self._rest()
+            await self._read_again(DECISIVE)
+        except KubeError as error:
+            log.warning("can not take over yet: %s", error)
+            return await self._rest()
+        self._caught_up = self._leads()
+        return 0.0
 
     async def _round(self) -> float | None:
         """Plan once and execute. Seconds after which to plan again even if nothing changes."""

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from vmtenancy.kube.client import Client
 from vmtenancy.kube.executor import Executor, Render
 from vmtenancy.kube.lease import DURATION_S, Lease
 from vmtenancy.kube.reflector import Reflectors
+from vmtenancy.kube.snapshot import read_again
 from vmtenancy.reconcile.planner import plan
 from vmtenancy.reconcile.steps import Object, RenderChart
 from vmtenancy.reconcile.world import World
@@ -163,7 +165,12 @@ class Controller:
             on_step=self.metrics.step,
         )
         self._allocator = Allocator(
-            self._cache, executor, self._planner, leads=self._lease.held, metrics=self.metrics
+            self._cache,
+            executor,
+            self._planner,
+            leads=self._lease.held,
+            metrics=self.metrics,
+            read_again=partial(read_again, client, self._cache),
         )
         self.metrics.observe(is_leader=self._lease.held, chains_waiting=lambda: executor.waiting)
         reflectors = await enter(Reflectors(client, self._cache, self.metrics.watch_restart))

@@ -10,20 +10,16 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
-import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 import aiohttp
-from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, Configuration
-from kubernetes.aio.client.rest import RESTClientObject
 
 from vmtenancy.api.names import FIELD_MANAGER
-from vmtenancy.kube import errors
+from vmtenancy.kube import connection, errors
 from vmtenancy.reconcile.kinds import KINDS, KindInfo
 from vmtenancy.reconcile.steps import Object, Ref
 
@@ -72,19 +68,11 @@ class Client:
         where that is not usable.
         """
         configuration = Configuration()
-        files = str(kubeconfig or os.environ.get("KUBECONFIG") or "")
 
         async def load() -> None:
-            if not files and "KUBERNETES_SERVICE_HOST" in os.environ:
-                kube_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
-            else:
-                await _load_files(files or "~/.kube/config", context, configuration)
+            await connection.load(configuration, kubeconfig, context)
 
         await load()
-        # As Go programs do: no proxy for loopback addresses, whatever the environment says.
-        host = urlsplit(configuration.host).hostname or ""
-        local = host in ("localhost", "::1") or host.startswith("127.")
-        configuration.client_session_kwargs = {"trust_env": not local}
         return cls(configuration, load)
 
     async def as_service_account(self, namespace: str, name: str, *, lifetime_s: int = 3600) -> Client:
@@ -322,31 +310,6 @@ class Client:
     async def _path(self, obj: Object) -> str:
         info = await self.kind(obj["apiVersion"], obj["kind"])
         return path_of(info, obj["metadata"].get("namespace", ""), obj["metadata"]["name"])
-
-
-async def _load_files(files: str, context: str | None, configuration: Configuration) -> None:
-    """Load kubeconfig files, separated as in PATH. Raises `KubeError`."""
-    try:
-        if not _any_file(files):
-            raise FileNotFoundError("there is no such file")
-        await kube_config.load_kube_config(  # type: ignore[no-untyped-call]
-            config_file=files, context=context, client_configuration=configuration, persist_config=False
-        )
-        # Certificates and keys are only read here.
-        RESTClientObject(configuration)  # type: ignore[no-untyped-call]
-    except Exception as error:  # the loader raises whatever a file of the wrong shape leads to
-        what = (
-            f"{type(error).__name__}: {error}"
-            if isinstance(error, (TypeError, AttributeError))
-            else str(error)
-        )
-        raise errors.KubeError(
-            f"no usable kubeconfig ({files}): {what}; give --kubeconfig or set KUBECONFIG"
-        ) from error
-
-
-def _any_file(files: str) -> bool:
-    return any(Path(file).expanduser().is_file() for file in files.split(os.pathsep))
 
 
 def path_of(info: KindInfo, namespace: str = "", name: str = "") -> str:

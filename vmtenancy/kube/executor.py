@@ -197,7 +197,7 @@ def event_of(step: Emit, instance: str) -> Object:
         "reportingInstance": instance[:128],
         "action": step.reason,
         "reason": step.reason,
-        "note": step.message[:1024],
+        "note": step.message.encode()[:1024].decode(errors="ignore"),
         "type": "Warning" if step.warning else "Normal",
         "regarding": {
             "apiVersion": about["apiVersion"],

@@ -145,6 +145,8 @@ class Reflector:
         if self._info.optional:  # not there is an answer: nothing of it exists
             newest = self._sink.newest(self._info.kind)
             self._sink.relist(self._info, (), str(newest), newest)
+        else:
+            log.warning("the cluster has no %s: waiting for `vmtenancy install`", self._info.kind)
         await installed.has(self._info)
 
     def _restarted(self, error: errors.KubeError) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+from vmtenancy.kube.cache import Cache
 from vmtenancy.kube.client import Client
 from vmtenancy.kube.errors import KubeError, NotFoundError
 from vmtenancy.reconcile.kinds import KINDS
@@ -42,3 +43,17 @@ async def read_nodes(client: Client) -> dict[str, bool]:
     """The nodes by name, and whether KWOK plays them. Raises `KubeError`."""
     nodes, _ = await client.list_all(KINDS["Node"])
     return {node["metadata"]["name"]: "kwok.x-k8s.io/node" in annotations_of(node) for node in nodes}
+
+
+async def read_again(client: Client, cache: Cache, kinds: Sequence[str]) -> None:
+    """Bring kinds of a cache up to date by consistent lists, whatever its watches have shown. Raises `KubeError`."""
+    for kind in kinds:
+        info = KINDS[kind]
+        begun_at = cache.newest(kind)
+        try:
+            items, version = await client.list_all(info)
+        except NotFoundError:
+            if info.optional:
+                continue
+            raise
+        cache.relist(info, items, version, begun_at)

@@ -69,7 +69,6 @@ def explain_requests(view: View) -> tuple[Requests, Fleet, QuotaTree, list[Admit
 
 def _allocation(view: View, asked: Asked, decision: Admit) -> Object:
     owner = ref_of(asked.owner)
-    name = allocation_name(view, owner.kind, uid_of(asked.owner))
     if decision.placement is None:
         node, grants = "", _hold_grants(view, decision)
     else:
@@ -104,7 +103,7 @@ def _allocation(view: View, asked: Asked, decision: Admit) -> Object:
     return {
         "apiVersion": API_VERSION,
         "kind": "GpuAllocation",
-        "metadata": {"name": name, "labels": {MANAGED_LABEL: MANAGED_BY}},
+        "metadata": {"name": allocation_name(view, spec), "labels": {MANAGED_LABEL: MANAGED_BY}},
         "spec": spec,
     }
 

@@ -20,12 +20,15 @@ from vmtenancy.reconcile.machine import machine_objects
 from vmtenancy.reconcile.node_fit import fits_node, is_constrained, tolerates
 from vmtenancy.reconcile.status import seconds
 from vmtenancy.reconcile.steps import Object, Ref
-from vmtenancy.reconcile.supply import pod_needs
+from vmtenancy.reconcile.supply import MOST, pod_needs
+from vmtenancy.reconcile.untyped import refuse_wrong_shapes
 from vmtenancy.reconcile.view import Allocation, View
 from vmtenancy.reconcile.world import annotations_of, is_deleting, labels_of, ref_of, uid_of
 
 #: What a launcher pod needs beside its guest: seen with two GPUs on KubeVirt 1.7, 1512Mi, rounded up.
 LAUNCHER_MEMORY = 2 << 30
+#: As many classes as one grant can have.
+MOST_CLASSES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,8 @@ def _vm_demand(view: View, obj: Object, vm: GpuVM) -> Asked | Unclear:
         return unclear
     try:  # what can not be rendered would hold GPUs for nothing
         machine_objects(view, obj, vm, tenant, None)
+        with refuse_wrong_shapes("spec.vm.template.spec.tolerations"):
+            allowed_nodes = _nodes_tolerated(view, vm)
     except VmtError as error:
         return Unclear(obj, "CannotRender", str(error))
     requests = tuple((gpu.class_, gpu.count) for gpu in vm.spec.gpus)
@@ -132,7 +137,7 @@ def _vm_demand(view: View, obj: Object, vm: GpuVM) -> Asked | Unclear:
         created=created(obj),
         cpu=cpu,
         memory=memory,
-        allowed_nodes=_nodes_tolerated(view, vm),
+        allowed_nodes=allowed_nodes,
     )
     return Asked(obj, demand)
 
@@ -180,6 +185,8 @@ def _pod_demand(view: View, pod: Object) -> Asked | Unclear:
     cluster = view.parsed(cluster_obj, VirtualCluster) if cluster_obj else None
     if isinstance(cluster, VmtError):
         return Unclear(pod, "InvalidVirtualCluster", str(cluster))
+    if len(view.gpus(pod)) > MOST_CLASSES:
+        return Unclear(pod, "NotDeliverable", f"it asks for GPUs of more than {MOST_CLASSES} kinds")
     offered = {gpu.class_ for gpu in cluster.spec.gpus} if cluster else _classes_of_tenant(view, tenant)
     requests = []
     for resource, count in sorted(view.gpus(pod).items()):
@@ -225,7 +232,7 @@ def _class_for(view: View, pod: Object, resource: str, offered: set[str]) -> str
 
 def vm_needs(vm: GpuVM) -> tuple[int, int]:
     """What a GpuVM takes of its node: (millicores, bytes), the launcher's own memory included."""
-    return vm.spec.cpu.cores * 1000, to_bytes(vm.spec.memory) + LAUNCHER_MEMORY
+    return vm.spec.cpu.cores * 1000, min(to_bytes(vm.spec.memory) + LAUNCHER_MEMORY, MOST)
 
 
 def created(obj: Object) -> float:

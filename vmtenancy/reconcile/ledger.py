@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vmtenancy.api.names import API_VERSION
 from vmtenancy.core.ledger.head import Head, commit, room, take_over, trim
@@ -23,10 +26,16 @@ def take_over_chain(view: View) -> Chain | None:
     return None
 
 
-def allocation_name(view: View, owner_kind: str, owner_uid: str) -> str:
-    """A name that was never used before: it carries the epoch and the sequence of the coming commit."""
-    short = {"GpuVM": "vm", "VirtualCluster": "vc", "Pod": "pod"}[owner_kind]
-    return f"{short}-{owner_uid}-{view.head.epoch}-{view.head.sequence + 1}"
+def allocation_name(view: View, spec: Mapping[str, Any]) -> str:
+    """A name for one grant and no other: owner, epoch, sequence of the coming commit, and a digest of the spec.
+
+    With the digest, a commit that arrives late (its answer was lost, and another plan was made meanwhile) can not
+    make a different grant true under the same name.
+    """
+    owner = spec["owner"]
+    short = {"GpuVM": "vm", "VirtualCluster": "vc", "Pod": "pod"}[owner["kind"]]
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{short}-{owner['uid']}-{view.head.epoch}-{view.head.sequence + 1}-{digest}"
 
 
 def batch_room(view: View) -> int:
@@ -68,7 +77,9 @@ def housekeeping(view: View) -> list[Chain]:
             if allocation.epoch > view.head.epoch:
                 continue
             ref = Ref("GpuAllocation", "", allocation.name)
-            chains.append(Chain(f"clear away {allocation.name}", (Delete(ref, allocation.uid),)))
+            # Not once it was marked meanwhile.
+            version = allocation.object["metadata"]["resourceVersion"]
+            chains.append(Chain(f"clear away {allocation.name}", (Delete(ref, allocation.uid, version),)))
         elif not allocation.mark:
             sequence = view.head.committed[allocation.name]
             chains.append(Chain(f"mark {allocation.name}", (write_status(allocation, sequence=sequence),)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vmtenancy.api.gpuvm import GpuVM
 from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.steps import Object
+from vmtenancy.reconcile.untyped import refuse_wrong_shapes
 from vmtenancy.reconcile.view import Allocation, View
 from vmtenancy.runtimes import kubevirt
 from vmtenancy.runtimes.kubevirt import VmInputs
@@ -23,7 +24,9 @@ def machine_objects(
 
     def attempt(_: Object) -> list[Object] | VmtError:
         try:
-            return kubevirt.objects(vm, grant.grants if grant else (), VmInputs(tenant, view.catalog, keys))
+            inputs = VmInputs(tenant, view.catalog, keys)
+            with refuse_wrong_shapes("spec.vm"):
+                return kubevirt.objects(vm, grant.grants if grant else (), inputs)
         except VmtError as error:
             return error
 

@@ -10,6 +10,9 @@ from vmtenancy.api.names import ALLOCATION_ANNOTATION, GATE, GPU_RESOURCE_PREFIX
 from vmtenancy.api.quantity import to_bytes
 from vmtenancy.reconcile.steps import Object
 
+#: Most units of one resource that are counted: no node has as many, and the fleet's arrays are of small integers.
+MOST_UNITS = 1 << 16
+
 
 def is_finished(pod: Mapping[str, Any]) -> bool:
     """Whether all its containers have ended for good: the kubelet has given its devices back."""
@@ -52,7 +55,9 @@ def _gpus_of(container: Mapping[str, Any]) -> dict[str, int]:
     amounts = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
     # The API server writes 1000 as "1k".
     return {
-        name: to_bytes(value) for name, value in amounts.items() if name.startswith(GPU_RESOURCE_PREFIXES)
+        name: min(to_bytes(value), MOST_UNITS)
+        for name, value in amounts.items()
+        if name.startswith(GPU_RESOURCE_PREFIXES)
     }
 
 

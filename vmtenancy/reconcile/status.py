@@ -20,6 +20,10 @@ def seconds(stamp: str) -> float:
     return datetime.fromisoformat(stamp).timestamp()
 
 
+#: As long as the CRDs let a message be.
+MOST_MESSAGE = 4096
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
     """One condition as wanted now. `event`: a transition into it is worth an Event."""
@@ -60,7 +64,7 @@ def merged(
                 "type": want.type,
                 "status": status,
                 "reason": want.reason,
-                "message": want.message,
+                "message": want.message[:MOST_MESSAGE],
                 "observedGeneration": generation,
                 "lastTransitionTime": timestamp(now) if turned or old is None else old["lastTransitionTime"],
             }

@@ -29,6 +29,8 @@ from vmtenancy.reconcile.view import View, by_name
 from vmtenancy.reconcile.world import labels_of, uid_of
 
 MIB = 1 << 20
+#: Most millicores and bytes of one pod that are counted: any more fits no node, and sums stay far from 64 bits.
+MOST = 1 << 50
 
 
 def fleet_of(view: View) -> Fleet:
@@ -151,8 +153,8 @@ def node_facts(view: View, node: Object, used: Mapping[str, tuple[int, int]]) ->
         labels=labels,
         devices=devices,
         capacity=capacity,
-        cpu=to_milli(allocatable.get("cpu", "0")) - cpu_used,
-        memory=to_bytes(allocatable.get("memory", "0")) - memory_used,
+        cpu=min(to_milli(allocatable.get("cpu", "0")), MOST) - cpu_used,
+        memory=min(to_bytes(allocatable.get("memory", "0")), MOST) - memory_used,
     )
 
 
@@ -187,7 +189,7 @@ def pod_needs(pod: Mapping[str, Any]) -> tuple[int, int]:
     overhead = _amounts(spec.get("overhead") or {})
     cpu = max(sum(c for c, _ in total), max((c for c, _ in first), default=0)) + overhead[0]
     memory = max(sum(m for _, m in total), max((m for _, m in first), default=0)) + overhead[1]
-    return cpu, memory
+    return min(cpu, MOST), min(memory, MOST)
 
 
 def _asks(container: Mapping[str, Any]) -> tuple[int, int]:

@@ -137,15 +137,19 @@ class View:
         """Objects that we made in other namespaces or cluster-wide, by the uid of the object that they are for.
 
         Tenants can put the label on what they make (the syncer copies labels, too), but not on a namespace: what is
-        in one counts only if the namespace has it, or the object references its owner (I11).
+        in one counts only if the namespace has it, or the object references an owner beside it (I11).
         """
         namespaces = self.world.objects["Namespace"].items()
+        beside = {uid: obj["metadata"]["namespace"] for uid, obj in self.virtual_clusters_by_uid.items()}
         homes = {name: labels_of(home).get(OWNER_UID_LABEL) for (_, name), home in namespaces}
         index: dict[str, list[Object]] = defaultdict(list)
         for objects in self.world.objects.values():
             for (namespace, _), obj in objects.items():
                 uid = labels_of(obj).get(OWNER_UID_LABEL)
-                if uid and (not namespace or homes.get(namespace) == uid or uid in owner_uids(obj)):
+                if not uid:
+                    continue
+                referenced = namespace == beside.get(uid) and uid in owner_uids(obj)
+                if not namespace or homes.get(namespace) == uid or referenced:
                     index[uid].append(obj)
         return index
 

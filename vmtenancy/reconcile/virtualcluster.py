@@ -18,6 +18,7 @@ from vmtenancy.reconcile.kinds import KINDS
 from vmtenancy.reconcile.status import Condition, status_steps
 from vmtenancy.reconcile.steps import Chain, Delete, Object, RenderChart, Step
 from vmtenancy.reconcile.supply import class_resources
+from vmtenancy.reconcile.untyped import refuse_wrong_shapes
 from vmtenancy.reconcile.view import Allocation, View, by_name
 from vmtenancy.reconcile.world import is_deleting, ref_of, uid_of
 from vmtenancy.runtimes import vcluster
@@ -65,7 +66,8 @@ def _children(
             message = f"namespace {vc.metadata.namespace} belongs to no tenant"
             raise VmtError(Problem(Code.UNKNOWN_REFERENCE, "metadata.namespace", message))
         resources = _resources(view, vc)
-        values = vcluster.chart_values(vc, view.world.vcluster_values)
+        with refuse_wrong_shapes("spec.values"):
+            values = vcluster.chart_values(vc, view.world.vcluster_values)
         namespace = vcluster.host_namespace(vc.metadata.namespace, vc.metadata.name)
         release = vcluster.release_name(vc)
         text = json.dumps([release, namespace, values], sort_keys=True)

@@ -17,7 +17,7 @@ from vmtenancy.reconcile.node_fit import fits_node
 from vmtenancy.reconcile.planner import plan
 from vmtenancy.reconcile.pods import gpu_requests, is_finished
 from vmtenancy.reconcile.status import is_true
-from vmtenancy.reconcile.steps import Object, RenderChart
+from vmtenancy.reconcile.steps import Object, Ref, RenderChart
 from vmtenancy.reconcile.view import by_name
 from vmtenancy.reconcile.world import is_deleting, labels_of, owner_uids, ref_of, uid_of
 
@@ -86,17 +86,19 @@ class SimulatedCluster:
     def _virt_controller(self) -> None:
         world = self.cluster.world
         for vm in by_name(world.of("VirtualMachine")):
-            instance = world.get(
-                "VirtualMachineInstance", vm["metadata"]["namespace"], vm["metadata"]["name"]
-            )
+            of_vm = Ref("VirtualMachineInstance", vm["metadata"]["namespace"], vm["metadata"]["name"])
+            instance = world.find(of_vm)
+            if instance is None and is_deleting(vm):
+                self._set_finalizers(vm)
+                continue
             runs = vm["spec"].get("runStrategy") != "Halted" and not is_deleting(vm)
             if instance is None and runs:
+                # With it the machine outlives its instance.
+                self._set_finalizers(vm, "kubevirt.io/virtualMachineControllerFinalize")
                 self.cluster.create(_instance_of(vm))
             elif instance is not None and not is_deleting(instance) and (not runs or is_finished(instance)):
-                self.cluster.delete(ref_of(instance))
-            instance = world.get(
-                "VirtualMachineInstance", vm["metadata"]["namespace"], vm["metadata"]["name"]
-            )
+                self.cluster.delete(of_vm)
+            instance = world.find(of_vm)
             phase = instance["status"]["phase"] if instance else ""
             printable = {"Running": "Running", "": "Starting" if runs else "Stopped"}.get(phase, "Scheduling")
             self._set_status(
@@ -111,9 +113,7 @@ class SimulatedCluster:
             for pod in pods:
                 self.cluster.delete(ref_of(pod))
             if not self._launchers(instance):
-                going = copy.deepcopy(self.cluster.world.find(ref_of(instance)) or instance)
-                going["metadata"]["finalizers"] = []
-                self.cluster.replace(going)
+                self._set_finalizers(instance)
             return
         if is_finished(instance):
             return
@@ -224,6 +224,12 @@ class SimulatedCluster:
             "spec": copy.deepcopy(pod["spec"]),
         }
         return self.cluster.create(copied)
+
+    def _set_finalizers(self, obj: Object, *names: str) -> None:
+        current = self.cluster.world.find(ref_of(obj))
+        if current is not None:
+            metadata = {**current["metadata"], "finalizers": list(names)}
+            self.cluster.replace({**current, "metadata": metadata})
 
     def _set_status(self, obj: Object, status: dict[str, Any]) -> None:
         current = self.cluster.world.find(ref_of(obj))

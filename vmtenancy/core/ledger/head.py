@@ -1,8 +1,8 @@
 """The head of the ledger: the one small object whose compare-and-swap makes grants live or ends them.
 
 An allocation object means nothing by itself. It is *live* once the head lists its name as committed, or once
-it carries the sequence number that proves it was (the mark), and until the head lists it as released. Names
-are never used again: each carries the epoch and the sequence of the commit that it was made for. Everything
+it carries the sequence number that proves it was (the mark), and until the head lists it as released. A name
+stands for one grant only: it carries the epoch and the sequence of its commit, and a digest. Everything
 here is pure; the caller writes the returned head with the resourceVersion of the one it read. The argument
 for the protocol is in docs/adr/0001-ledger-commit-protocol.md.
 """
