@@ -1,4 +1,4 @@
-"""What people do to a small fleet, as lists of acts: the crash points of each are enumerated from the writes it takes."""
+"""What people do to a small fleet, as lists of acts; their crash points are enumerated from the writes they take."""
 
 from __future__ import annotations
 

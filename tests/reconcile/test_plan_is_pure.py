@@ -1,4 +1,4 @@
-"""`plan` is a function of the world and the time: it changes nothing, and says the same twice. At rest it says nothing."""
+"""`plan` is a function of world and time: it changes nothing, says the same twice, and at rest says nothing."""
 
 from __future__ import annotations
 
