@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 
-from vmtenancy.controller.allocator import Allocator
+from vmtenancy.controller.allocator import DECISIVE, Allocator, ReadAgain
 from vmtenancy.controller.metrics import Metrics
 from vmtenancy.kube.cache import Cache
 from vmtenancy.kube.errors import ConflictError
@@ -55,7 +55,7 @@ class Recorder:
 
 
 class Setup:
-    def __init__(self, planner: Callable[[World, float], Plan]) -> None:
+    def __init__(self, planner: Callable[[World, float], Plan], read_again: ReadAgain | None = None) -> None:
         self.leads = True
         self.metrics = Metrics()
         self.executor = Recorder()
@@ -66,6 +66,7 @@ class Setup:
             planner,
             leads=lambda: self.leads,
             metrics=self.metrics,
+            read_again=read_again,
         )
 
     def changed(self) -> None:
@@ -258,3 +259,28 @@ async def test_stop_waits_for_the_chains_in_hand() -> None:
         setup.executor.hang.set()
         await until(task.done)
     assert not setup.executor.cancelled
+
+
+async def test_a_new_leader_reads_again_before_its_first_decision() -> None:
+    done: list[object] = []
+
+    async def read_again(kinds: Sequence[str]) -> None:
+        done.append(tuple(kinds))
+
+    def planner(world: World, now: float) -> Plan:
+        done.append("plan")
+        planned.set()
+        return NOTHING
+
+    planned = threading.Event()
+    setup = Setup(planner, read_again)
+    setup.sync()
+    async with setup.running():
+        await asyncio.to_thread(planned.wait, 10)
+        assert done[:3] == [("GpuLedger",), DECISIVE, "plan"]
+        assert setup.executor.ran[0] == "start the ledger", "fenced before what the old leader wrote is read"
+        planned.clear()
+        setup.allocator.leadership(False)
+        setup.allocator.leadership(True)
+        await asyncio.to_thread(planned.wait, 10)
+        assert done[-3:] == [("GpuLedger",), DECISIVE, "plan"]

@@ -21,15 +21,19 @@ def writes_by_controller(cluster: ControlPlane, *, skip: int = 0) -> list[dict[s
     ]
 
 
-def writes_at_rest(cluster: ControlPlane, seconds: float = 2.0) -> list[str]:
-    """What the controller writes in a while in which nothing happens (I7); a quiet second comes first."""
+def writes_at_rest(cluster: ControlPlane, quiet: float = 3.0, patience: float = 30.0) -> list[str]:
+    """What the controller still writes when nothing happens any more (I7): nothing, once it was `quiet` that long.
+
+    What surrounds it may take a moment to come to rest; writes that go on for `patience` seconds are returned.
+    """
+    end = time.monotonic() + patience
+    first = seen = len(writes_by_controller(cluster))
     quiet_since = time.monotonic()
-    seen = len(writes_by_controller(cluster))
-    end = quiet_since + 30
-    while time.monotonic() < quiet_since + 1.0 and time.monotonic() < end:
+    while time.monotonic() < end:
         time.sleep(0.1)
         now = len(writes_by_controller(cluster))
         if now != seen:
             seen, quiet_since = now, time.monotonic()
-    time.sleep(seconds)
-    return [f"{entry['verb']} {entry['requestURI']}" for entry in writes_by_controller(cluster)[seen:]]
+        elif time.monotonic() - quiet_since >= quiet:
+            return []
+    return [f"{entry['verb']} {entry['requestURI']}" for entry in writes_by_controller(cluster)[first:]]

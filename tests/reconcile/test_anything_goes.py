@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from lab import Fault, Lab, fork, gpu_pod, gpu_vm, nodes, small_lab, tenant, virtual_cluster
 
+from vmtenancy.api.names import TENANT_LABEL
 from vmtenancy.reconcile.memory import ConflictError
 from vmtenancy.reconcile.steps import Object
+from vmtenancy.reconcile.world import labels_of
 from vmtenancy.testing.story import leftovers
 
 _AT_REST = small_lab()
@@ -64,7 +66,11 @@ class AnythingGoes(RuleBasedStateMachine):
 
     @rule(home=homes, name=pods, count=st.integers(1, 2))
     def pod(self, home: str, name: str, count: int) -> None:
-        self._create(gpu_pod(name, count, namespace=home))
+        there = self.lab.find("Namespace", "", home)
+        if there and TENANT_LABEL in labels_of(
+            there
+        ):  # elsewhere nothing gates it, and it would be a foreign one
+            self._create(gpu_pod(name, count, namespace=home))
 
     @rule(data=st.data(), how=st.sampled_from(["delete", "finish"]))
     def pod_ends(self, data: st.DataObject, how: str) -> None:

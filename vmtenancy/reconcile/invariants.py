@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vmtenancy.api.gpuclass import PARTS_PER_GPU
-from vmtenancy.api.names import FINALIZER, OWNER_UID_LABEL
+from vmtenancy.api.names import FINALIZER, MANAGED_BY, MANAGED_LABEL, OWNER_UID_LABEL
 from vmtenancy.reconcile.charges import charges, gpus_text
 from vmtenancy.reconcile.holders import owner_of, pods_holding
 from vmtenancy.reconcile.pods import is_gated
@@ -128,7 +128,9 @@ def _nothing_left_behind(view: View) -> Iterator[Violation]:
     uids = {uid_of(obj) for kind in ("GpuVM", "VirtualCluster") for obj in view.world.of(kind)}
     for objects in view.world.objects.values():
         for obj in objects.values():
-            uid = labels_of(obj).get(OWNER_UID_LABEL)
+            labels = labels_of(obj)
+            # Anyone may put the uid on an object; what we made says so as well.
+            uid = labels.get(OWNER_UID_LABEL) if labels.get(MANAGED_LABEL) == MANAGED_BY else None
             if uid and uid not in uids and FINALIZER not in (obj["metadata"].get("finalizers") or ()):
                 yield Violation("I9", f"{ref_of(obj)} is left of an owner that is gone")
 

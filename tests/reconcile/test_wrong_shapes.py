@@ -1,0 +1,101 @@
+"""One object that makes no sense stays its owner's trouble: the plan goes on for everybody else."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from lab import Lab, gpu_pod, gpu_vm, small_lab, virtual_cluster
+
+
+@pytest.fixture
+def lab() -> Lab:
+    """With a tainted node, so that tolerations are looked at."""
+    lab = small_lab()
+    node = next(iter(lab.cluster.world.of("Node")))
+    tainted = copy.deepcopy(node)
+    tainted["metadata"]["name"] = "tainted"
+    del tainted["metadata"]["uid"], tainted["metadata"]["resourceVersion"]
+    tainted["spec"] = {"taints": [{"key": "maintenance", "effect": "NoSchedule"}]}
+    lab.cluster.create(tainted)
+    lab.settle()
+    return lab
+
+
+def overlay(**spec: Any) -> dict[str, Any]:
+    return {"vm": {"template": {"spec": spec}}}
+
+
+WRONG = {
+    "tolerations that are texts": overlay(tolerations=["x"]),
+    "tolerations that are a number": overlay(tolerations=5),
+    "a network whose name is a list": overlay(networks=[{"name": [1], "pod": {}}]),
+    "more memory than there is": {"memory": "1e30"},
+    "keys in cloud-init that are mappings": {
+        "sshKeys": [{"publicKey": "ssh-ed25519 AAAA a@b"}],
+        **overlay(
+            volumes=[
+                {
+                    "name": "cloudinit",
+                    "cloudInitNoCloud": {"userData": "#cloud-config\nssh_authorized_keys: [{a: b}]"},
+                }
+            ]
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_machine_with_wrong_shapes_stops_nobody(lab: Lab, name: str) -> None:
+    lab.apply(gpu_vm("wrong", **WRONG[name]))
+    lab.apply(gpu_vm("right"))
+    lab.settle()
+    assert lab.status("GpuVM", "vision", "right")["phase"] == "Running"
+    assert lab.reason("GpuVM", "vision", "wrong", "Admitted") in ("CannotRender", "Invalid", "NoCapacity")
+
+
+@pytest.mark.parametrize("values", [{"controlPlane": {"proxy": {"extraSANs": 5}}}, {"sync": 5}])
+def test_a_virtual_cluster_with_wrong_shapes_stops_nobody(lab: Lab, values: dict[str, Any]) -> None:
+    lab.apply(virtual_cluster("wrong", 0, values=values))
+    lab.apply(gpu_vm("right"))
+    lab.settle()
+    assert lab.status("GpuVM", "vision", "right")["phase"] == "Running"
+    assert lab.reason("VirtualCluster", "llm", "wrong") == "CannotRender"
+
+
+def test_numbers_beyond_all_nodes_stop_nobody(lab: Lab) -> None:
+    huge = gpu_pod("huge", 0, nodeName="tainted")
+    huge["spec"]["containers"][0]["resources"] = {"requests": {"cpu": "10P", "nvidia.com/gpu": "3G"}}
+    lab.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}}, huge)
+    lab.apply(gpu_vm("right"))
+    lab.settle()
+    assert lab.status("GpuVM", "vision", "right")["phase"] == "Running"
+
+
+def test_a_pod_of_too_many_kinds_is_told_so_and_stops_nobody(lab: Lab) -> None:
+    many = gpu_pod("many", 0, namespace="llm")
+    many["spec"]["containers"][0]["resources"] = {
+        "limits": {f"nvidia.com/mig-{i}g": "1" for i in range(1, 10)}
+    }
+    lab.apply(many, gpu_vm("right"))
+    lab.settle()
+    assert lab.status("GpuVM", "vision", "right")["phase"] == "Running"
+    assert lab.reason("Pod", "llm", "many", "vmtenancy.io/Admitted") == "NotDeliverable"
+
+
+def test_a_foreign_object_with_our_label_does_not_keep_a_cluster(lab: Lab) -> None:
+    lab.apply(virtual_cluster("lab", 1))
+    lab.settle()
+    uid = lab.get("VirtualCluster", "llm", "lab")["metadata"]["uid"]
+    decoy = gpu_pod("decoy", 0, namespace="vision")
+    decoy["metadata"] |= {
+        "labels": {"vmtenancy.io/owner-uid": uid},
+        "ownerReferences": [{"apiVersion": "v1", "kind": "VirtualCluster", "name": "lab", "uid": uid}],
+        "finalizers": ["example/keep"],
+    }
+    lab.apply(decoy)
+    lab.delete("VirtualCluster", "llm", "lab")
+    lab.settle()
+    assert lab.find("VirtualCluster", "llm", "lab") is None
+    assert not lab.live_grants()
