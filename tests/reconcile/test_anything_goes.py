@@ -13,23 +13,36 @@ from vmtenancy.reconcile.steps import Object
 from vmtenancy.reconcile.world import labels_of
 from vmtenancy.testing.story import leftovers
 
+
+def busy_lab() -> Lab:
+    """A machine that runs, one that waits, a virtual cluster with pods inside, and a pod beside it."""
+    lab = fork(_AT_REST)
+    lab.apply(gpu_vm("a", 2), gpu_vm("b", 3), virtual_cluster(guaranteed=1, most=2))
+    lab.settle()
+    for name in "pq":
+        lab.inside("lab", gpu_pod(name))
+    lab.apply(gpu_pod("p", namespace="llm"))
+    lab.settle()
+    return lab
+
+
 _AT_REST = small_lab()
+_BUSY = busy_lab()
 TENANTS = ("vision", "llm")
 FLEET = {str(node["metadata"]["name"]): node for node in nodes()}
 NODES = sorted(FLEET)
 
-homes = st.sampled_from([*TENANTS, "shared"])
-machines = st.sampled_from("abc")
-clusters = st.sampled_from(["lab", "den"])
+homes = st.sampled_from([*TENANTS, *TENANTS, "shared"])
+machines = st.sampled_from("ab")
 pods = st.sampled_from("pqr")
 
 
 class AnythingGoes(RuleBasedStateMachine):
     """`lab` judges itself after each step of the controller."""
 
-    @initialize()
-    def start(self) -> None:
-        self.lab: Lab = fork(_AT_REST)
+    @initialize(busy=st.booleans())
+    def start(self, busy: bool) -> None:
+        self.lab: Lab = fork(_BUSY if busy else _AT_REST)
         self.lab.quota_just_decided = False
 
     # -- people -----------------------------------------------------------------------------------------------
@@ -54,15 +67,15 @@ class AnythingGoes(RuleBasedStateMachine):
     def restart_machine(self, home: str, name: str) -> None:
         self.lab.delete("VirtualMachineInstance", home, name)
 
-    @rule(home=homes, name=clusters, guaranteed=st.integers(0, 2), more=st.integers(0, 2))
-    def cluster(self, home: str, name: str, guaranteed: int, more: int) -> None:
-        self._create(virtual_cluster(name, guaranteed, max(1, guaranteed + more), namespace=home))
+    @rule(home=homes, guaranteed=st.integers(0, 2), more=st.integers(0, 2))
+    def cluster(self, home: str, guaranteed: int, more: int) -> None:
+        self._create(virtual_cluster("lab", guaranteed, max(1, guaranteed + more), namespace=home))
 
-    @rule(home=homes, name=clusters, pod=pods, count=st.integers(1, 2))
-    def pod_inside(self, home: str, name: str, pod: str, count: int) -> None:
-        namespace = f"vc-{home}--{name}"
+    @rule(home=homes, pod=pods, count=st.integers(1, 2))
+    def pod_inside(self, home: str, pod: str, count: int) -> None:
+        namespace = f"vc-{home}--lab"
         if self.lab.find("Namespace", "", namespace):
-            self._create(gpu_pod(self.lab.host_name(pod, "default", name), count, namespace=namespace))
+            self._create(gpu_pod(self.lab.host_name(pod, "default", "lab"), count, namespace=namespace))
 
     @rule(home=homes, name=pods, count=st.integers(1, 2))
     def pod(self, home: str, name: str, count: int) -> None:
@@ -84,13 +97,13 @@ class AnythingGoes(RuleBasedStateMachine):
         elif (pod.get("status") or {}).get("phase") == "Running":
             self.lab.cluster.replace({**pod, "status": {"phase": "Succeeded"}}, status=True)
 
-    @rule(
-        home=homes,
-        kind=st.sampled_from(["GpuVM", "VirtualCluster"]),
-        name=st.sampled_from(["a", "b", "c", "lab"]),
-    )
-    def delete(self, home: str, kind: str, name: str) -> None:
-        self.lab.delete(kind, home, name)
+    @rule(home=homes, name=machines)
+    def delete_machine(self, home: str, name: str) -> None:
+        self.lab.delete("GpuVM", home, name)
+
+    @rule(home=homes)
+    def delete_cluster(self, home: str) -> None:
+        self.lab.delete("VirtualCluster", home, "lab")
 
     @rule(home=homes, shared=st.booleans())
     def namespaces(self, home: str, shared: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from lab import Lab, fork, gpu_pod, gpu_vm, tenant, virtual_cluster
@@ -11,6 +12,7 @@ from scenarios import SCENARIOS
 
 from vmtenancy.reconcile import Plan, World, check, plan
 from vmtenancy.reconcile.steps import Create, Emit, Replace
+from vmtenancy.reconcile.world import ref_of
 
 
 def busy(lab: Lab) -> None:
@@ -87,6 +89,9 @@ def test_i7_an_event_is_written_at_a_transition_and_never_again(lab: Lab, act: C
     lab.settle()
     told = len(lab.cluster.events)
     assert told
+    for ref in {ref_of(event.about) for event in lab.cluster.events}:
+        reasons = lab.events(ref.kind, ref.namespace, ref.name)
+        assert all(before != after for before, after in pairwise(reasons)), reasons
     lab.settle()
     other = fork(lab)
     other.restart()

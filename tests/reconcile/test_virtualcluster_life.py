@@ -126,10 +126,12 @@ def test_deletion_takes_namespace_pods_and_holds_along(lab: Lab) -> None:
     lab.inside("lab", gpu_pod("p", 1))
     lab.inside("lab", gpu_pod("q", 1))
     lab.settle()
+    hold = lab.grant(*LAB)
+    assert hold
     lab.delete(*LAB)
     while lab.pods(HOME):
         lab.reconcile()
-        assert lab.grant(*LAB) is not None  # not before the last pod is gone
+        assert hold["metadata"]["name"] in lab.live_grants()  # not before the last pod is gone
         lab.surroundings()
     lab.settle()
     assert lab.find(*LAB) is None
