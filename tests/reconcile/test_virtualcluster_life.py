@@ -217,3 +217,48 @@ def test_a_new_controller_renders_the_chart_again_and_changes_nothing(lab: Lab) 
     other.settle()
     assert other.whys == ["take over the ledger as epoch 2", "apply VirtualCluster llm/lab"]
     assert isinstance(other.steps[-1], RenderChart)
+
+
+def test_a_guarantee_that_comes_later_takes_in_what_its_pods_have(lab: Lab) -> None:
+    lab.apply(virtual_cluster(guaranteed=0, most=3))
+    lab.settle()
+    lab.inside("lab", gpu_pod("p"))
+    lab.settle()
+    assert allocated(lab) == "1"
+    lab.edit(*LAB, gpus=[{"class": "whole", "guaranteed": 2, "max": 3}])
+    lab.settle()
+    assert allocated(lab) == "2"
+    lab.inside("lab", gpu_pod("q"))
+    lab.settle()
+    assert allocated(lab) == "2"
+    assert running(lab) == ["p", "q"]
+
+
+def test_i12_another_guarantee_is_not_reported_as_held(lab: Lab) -> None:
+    """What is held stays what it was at the admission; at least nobody is told otherwise."""
+    lab.apply(virtual_cluster(guaranteed=2, most=3))
+    lab.settle()
+    lab.edit(*LAB, gpus=[{"class": "whole", "guaranteed": 1, "max": 3}])
+    lab.settle()
+    status = lab.status(*LAB)
+    assert status["observedGeneration"] < lab.get(*LAB)["metadata"]["generation"]
+    assert status["gpus"][0]["guaranteed"] == 2
+    assert allocated(lab) == "2"
+
+
+def test_a_maximum_that_is_lowered_evicts_nobody(lab: Lab) -> None:
+    lab.apply(virtual_cluster(guaranteed=0, most=3))
+    lab.settle()
+    for name in "pq":
+        lab.inside("lab", gpu_pod(name))
+    lab.settle()
+    lab.edit(*LAB, gpus=[{"class": "whole", "guaranteed": 0, "max": 1}])
+    lab.settle()
+    assert running(lab) == ["p", "q"]
+    finish(lab, "p")
+    lab.inside("lab", gpu_pod("r"))
+    lab.settle()
+    assert running(lab) == ["q"]
+    assert lab.get("ResourceQuota", HOME, "vmtenancy-gpus")["spec"]["hard"] == {
+        "requests.nvidia.com/gpu": "1"
+    }

@@ -110,7 +110,7 @@ def _quotas(text: Text, view: View, colours: dict[str, str]) -> None:
     from vmtenancy.api.tenant import Tenant
     from vmtenancy.reconcile.charges import charges, gpus_text
 
-    usage = charges(view.live)
+    usage = charges(view)
     for name, tenant in sorted(view.all_of(Tenant).items()):
         for quota in tenant.spec.quota:
             parts = usage.get((name, quota.pool), 0)

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from vmtenancy.api.gpuclass import PARTS_PER_GPU
-from vmtenancy.reconcile.view import Allocation
+from vmtenancy.reconcile.view import Allocation, View
+from vmtenancy.reconcile.world import uid_of
 
 
-def charges(grants: Iterable[Allocation]) -> dict[tuple[str, str], int]:
-    """Parts by (tenant, pool). Of a hold and the pods below it, the larger counts."""
+def charges(view: View) -> dict[tuple[str, str], int]:
+    """Parts by (tenant, pool) of all live grants. Of a hold and the pods below it, the larger counts."""
     total: dict[tuple[str, str], int] = defaultdict(int)
     holds: dict[tuple[str, str], int] = {}
     drawn: dict[tuple[str, str], int] = defaultdict(int)
     tenants: dict[str, str] = {}
-    for grant in grants:
+    for grant in view.live:
+        parent = _hold_of(view, grant)
         for part in grant.grants:
             if grant.owner_kind == "VirtualCluster":
                 holds[(grant.name, part.pool)] = holds.get((grant.name, part.pool), 0) + part.parts
                 tenants[grant.name] = grant.tenant
-            elif grant.parent:
-                drawn[(grant.parent, part.pool)] += part.parts
-                tenants[grant.parent] = grant.tenant
+            elif parent:
+                drawn[(parent, part.pool)] += part.parts
+                tenants[parent] = grant.tenant
             else:
                 total[(grant.tenant, part.pool)] += part.parts
     for hold, pool in {*holds, *drawn}:
         total[(tenants[hold], pool)] += max(holds.get((hold, pool), 0), drawn.get((hold, pool), 0))
     return dict(total)
+
+
+def _hold_of(view: View, grant: Allocation) -> str:
+    """The hold that a pod's grant draws on: the one of its time, or one that its virtual cluster got since."""
+    if grant.parent or grant.owner_kind != "Pod":
+        return grant.parent
+    cluster = view.cluster_of(grant.owner_namespace)
+    hold = view.live_by_owner.get(uid_of(cluster)) if cluster else None
+    return hold.name if hold and hold.tenant == grant.tenant else ""
 
 
 def pool_sums(by_tenant: Mapping[tuple[str, str], int]) -> dict[str, int]:

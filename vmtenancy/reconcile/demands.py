@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from vmtenancy.api.gpuclass import GpuClass
 from vmtenancy.api.gpuvm import GpuVM
-from vmtenancy.api.names import CLASS_ANNOTATION, GATE, OWNER_UID_LABEL
+from vmtenancy.api.names import CLASS_ANNOTATION, GATE
 from vmtenancy.api.quantity import to_bytes
 from vmtenancy.api.tenant import Tenant
 from vmtenancy.api.virtualcluster import VirtualCluster
@@ -23,7 +23,7 @@ from vmtenancy.reconcile.steps import Object, Ref
 from vmtenancy.reconcile.supply import MOST, pod_needs
 from vmtenancy.reconcile.untyped import refuse_wrong_shapes
 from vmtenancy.reconcile.view import Allocation, View
-from vmtenancy.reconcile.world import annotations_of, is_deleting, labels_of, ref_of, uid_of
+from vmtenancy.reconcile.world import annotations_of, is_deleting, ref_of, uid_of
 
 #: What a launcher pod needs beside its guest: seen with two GPUs on KubeVirt 1.7, 1512Mi, rounded up.
 LAUNCHER_MEMORY = 2 << 30
@@ -162,15 +162,6 @@ def _maximum(cluster: VirtualCluster) -> tuple[tuple[str, int], ...]:
     return tuple((gpu.class_, gpu.max) for gpu in cluster.spec.gpus)
 
 
-def cluster_of_pod(view: View, namespace: str) -> Object | None:
-    """The VirtualCluster whose host namespace this is."""
-    home = view.world.get("Namespace", "", namespace)
-    uid = labels_of(home).get(OWNER_UID_LABEL) if home else None
-    if not uid:
-        return None
-    return view.virtual_clusters_by_uid.get(uid)
-
-
 def _pod_demand(view: View, pod: Object) -> Asked | Unclear:
     tenant, unclear = _tenant(view, pod)
     if unclear:
@@ -181,7 +172,7 @@ def _pod_demand(view: View, pod: Object) -> Asked | Unclear:
         )
     if not view.gpus(pod):
         return Unclear(pod, "NothingRequested", f"it has the scheduling gate {GATE} but asks for no GPUs")
-    cluster_obj = cluster_of_pod(view, pod["metadata"]["namespace"])
+    cluster_obj = view.cluster_of(pod["metadata"]["namespace"])
     cluster = view.parsed(cluster_obj, VirtualCluster) if cluster_obj else None
     if isinstance(cluster, VmtError):
         return Unclear(pod, "InvalidVirtualCluster", str(cluster))
@@ -289,7 +280,7 @@ def _admit(view: View, grant: Allocation) -> Admit:
         return Admit(Demand(key, grant.tenant, Runtime.HOLD, requests, maximum=maximum), None, charged)
     runtime = Runtime.VM if grant.owner_kind == "GpuVM" else Runtime.POD
     parent = None
-    if grant.owner_kind == "Pod" and (cluster_obj := cluster_of_pod(view, grant.owner_namespace)):
+    if grant.owner_kind == "Pod" and (cluster_obj := view.cluster_of(grant.owner_namespace)):
         parent = key_of(cluster_obj)
     cpu, memory = _needs(view, owner)
     devices = tuple(

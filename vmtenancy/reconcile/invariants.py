@@ -67,7 +67,7 @@ def _devices_have_one_owner(view: View) -> Iterator[Violation]:
 
 def _quota_is_kept(view: View) -> Iterator[Violation]:
     tree = quota_tree_of(view)
-    usage = charges(view.live)
+    usage = charges(view)
     for (tenant, pool), parts in usage.items():
         tree.charge(tenant, pool, parts, tenant)
     for (tenant, pool), parts in sorted(usage.items()):

@@ -84,7 +84,7 @@ def _in_use(view: View, namespace: str) -> bool:
 
 
 def _tenants(view: View, tree: QuotaTree, owners: dict[str, str]) -> list[Chain]:
-    usage = charges(view.live)
+    usage = charges(view)
     chains: list[Chain] = []
     for obj in by_name(view.world.of("Tenant")):
         tenant = view.parsed(obj, Tenant)
@@ -158,7 +158,7 @@ def _cohorts(view: View, tree: QuotaTree) -> list[Chain]:
 
 
 def _pools(view: View, fleet: Fleet) -> list[Chain]:
-    granted = pool_sums(charges(view.live))
+    granted = pool_sums(charges(view))
     chains: list[Chain] = []
     for obj in by_name(view.world.of("GpuPool")):
         pool = view.parsed(obj, GpuPool)

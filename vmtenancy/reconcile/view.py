@@ -205,6 +205,12 @@ class View:
         home = self.world.get("Namespace", "", namespace)
         return labels_of(home).get(TENANT_LABEL, "") if home else ""
 
+    def cluster_of(self, namespace: str) -> Object | None:
+        """The VirtualCluster whose host namespace this is."""
+        home = self.world.get("Namespace", "", namespace)
+        uid = labels_of(home).get(OWNER_UID_LABEL, "") if home else ""
+        return self.virtual_clusters_by_uid.get(uid)
+
     # -- the ledger -------------------------------------------------------------------------------------------
 
     @cached_property

@@ -43,13 +43,15 @@ def _live(view: View, obj: Object, admission: Admission) -> list[Chain]:
         invalid = [Condition("Admitted", False, "Invalid", str(vc), event=True, warning=True)]
         return _status(view, obj, {"phase": "Degraded", "message": str(vc)[:1024]}, invalid, 0)
     grant = view.live_by_owner.get(uid)
-    guaranteed = any(gpu.guaranteed for gpu in vc.spec.gpus)
+    guaranteed = {gpu.class_: gpu.guaranteed for gpu in vc.spec.gpus if gpu.guaranteed}
     steps: list[Step] = []
     problem: VmtError | None = None
     if grant is not None or not guaranteed:
         steps, problem = _children(view, obj, vc, grant)
     before = int((obj.get("status") or {}).get("observedGeneration") or 0)
-    generation = before if steps or problem else int(obj["metadata"]["generation"])
+    # What is held stays what it was at the admission (I12).
+    outdated = grant is not None and grant.wanted != guaranteed
+    generation = before if steps or problem or outdated else int(obj["metadata"]["generation"])
     chains = [Chain(f"apply {name}", tuple(steps))] if steps else []
     seen = vcluster.observe(vc, _observed(view, vc, uid))
     return chains + _report(view, obj, vc, grant, seen, admission, problem, generation)
@@ -138,12 +140,12 @@ def _report(
     uid = uid_of(obj)
     wait, unclear = admission.waits.get(uid), admission.unclear.get(uid)
     position = None
-    guaranteed = [gpu for gpu in vc.spec.gpus if gpu.guaranteed]
+    held = grant.wanted if grant else {}
     kubeconfig = vcluster.kubeconfig_name(vc)
     handed_out = view.world.get("Secret", vc.metadata.namespace, kubeconfig) is not None
-    if grant is not None or not guaranteed:
-        held = ", ".join(f"{gpu.guaranteed} x {gpu.class_}" for gpu in guaranteed)
-        message = f"holds {held}" if held else "nothing is guaranteed, so nothing is held"
+    if grant is not None or not any(gpu.guaranteed for gpu in vc.spec.gpus):
+        what = ", ".join(f"{count} x {name}" for name, count in held.items())
+        message = f"holds {what}" if what else "nothing is guaranteed, so nothing is held"
         admitted = Condition("Admitted", True, "Admitted", message, event=True)
         phase, message = ("Degraded", str(problem)) if problem else (seen.phase, seen.message)
         if seen.ready and not handed_out and not problem:
@@ -165,7 +167,12 @@ def _report(
         "namespace": vcluster.host_namespace(vc.metadata.namespace, vc.metadata.name),
         "kubeconfigSecret": kubeconfig if handed_out else None,
         "gpus": [
-            {"class": g.class_, "guaranteed": g.guaranteed, "max": g.max, "used": used.get(g.class_, 0)}
+            {
+                "class": g.class_,
+                "guaranteed": held.get(g.class_, 0),
+                "max": g.max,
+                "used": used.get(g.class_, 0),
+            }
             for g in vc.spec.gpus
         ],
         "queuePosition": position,
