@@ -131,7 +131,11 @@ def test_best_effort_a_large_request_that_waits_blocks_nobody() -> None:
 @pytest.mark.parametrize(
     ("demand", "reason", "message"),
     [
-        (Demand("x", "a", VM, (("wholes", 1),)), Reason.UNKNOWN_CLASS, "class wholes does not exist"),
+        (
+            Demand("x", "a", VM, (("wholes", 1),)),
+            Reason.UNKNOWN_CLASS,
+            "class wholes does not exist; expected one of half, lost, other, quarter, slice, slice3, whole",
+        ),
         (
             Demand("x", "a", VM, (("lost", 1),)),
             Reason.UNKNOWN_CLASS,

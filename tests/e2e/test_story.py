@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 from audit import writes_at_rest
 
@@ -38,6 +42,20 @@ def test_the_story_on_the_real_programs(
             message = scene.decided[0]
             assert "pool h100: needs 4 GPUs, 2.75 free" in message
             assert "held by GpuVM vision/trainer 2" in message
+            assert writes_at_rest(virtualization, quiet=10.0) == [], "I7"
+            assert "would be admitted now with 2 x h100-80gb" in vmtenancy(
+                virtualization, "explain", "gpuvm/sweep", "--namespace", "vision"
+            )
+            assert "QuotaExceeded" not in vmtenancy(
+                virtualization, "explain", "gpuvm/trainer", "-n", "vision"
+            )
+            rows = json.loads(vmtenancy(virtualization, "get", "--output", "json"))
+            assert {row["name"]: row["phase"] for row in rows if row["kind"] == "GpuVM"} == {
+                "trainer": "Running",
+                "workstation": "Running",
+                "sweep": "Pending",
+            }
+            assert "vision h100: ███· 2.25 of 4 GPUs" in vmtenancy(virtualization, "fleet")
     assert len(titles) == 8
     assert leftovers(stage.world()) == []
 
@@ -58,6 +76,12 @@ def test_a_killed_controller_goes_on(
         assert len(owners) == len(set(owners)), "nothing is granted twice"
     (ledger,) = stage.world().of("GpuLedger")
     assert ledger["spec"]["released"] == [] or leftovers(stage.world()) == []
+
+
+def vmtenancy(cluster: ControlPlane, command: str, *arguments: str) -> str:
+    """What the command line prints, as a person runs it."""
+    line = [sys.executable, "-m", "vmtenancy", command, *arguments, "--kubeconfig", str(cluster.kubeconfig)]
+    return subprocess.run(line, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
 def _running(pod: Object) -> Object | None:

@@ -305,8 +305,8 @@ _UID = re.compile(
     r"(?:(?:vm|vc|pod)-)?uid-\d{6}(?:-\d+-\d+-[0-9a-f]{8})?|(?<=virt-launcher-)[-a-z0-9]+-\d{6}"
 )
 _OF_THE_MOMENT = re.compile(
-    r'("(?:uid|resourceVersion|creationTimestamp|lastTransitionTime|deletionTimestamp|%s)": )"[^"]*"|'
-    r'("(?:generation|sequence|epoch)": )\d+' % re.escape(APPLIED_ANNOTATION)
+    r'("(?:uid|resourceVersion|creationTimestamp|lastTransitionTime|deletionTimestamp'
+    rf'|{re.escape(APPLIED_ANNOTATION)})": )"[^"]*"|("(?:generation|sequence|epoch)": )\d+'
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -208,10 +210,8 @@ class AnythingGoes(RuleBasedStateMachine):
     # -- helpers ----------------------------------------------------------------------------------------------
 
     def _create(self, obj: Object) -> None:
-        try:
+        with contextlib.suppress(ConflictError):  # the name is taken, or its namespace is going
             self.lab.cluster.create(obj)
-        except ConflictError:
-            pass  # the name is taken, or its namespace is going
 
     def _edit(self, kind: str, home: str, name: str, **spec: object) -> None:
         if self.lab.find(kind, home, name):

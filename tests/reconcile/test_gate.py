@@ -234,7 +234,8 @@ def test_the_next_pod_of_the_same_name_is_another_one(lab: Lab) -> None:
     lab.apply(gpu_pod("p", 2, namespace="llm"))
     lab.settle()
     second = lab.grant("Pod", "llm", "p")
-    assert first and second
+    assert first
+    assert second
     assert uid_of(first) != uid_of(second)
     assert pod(lab, "p")["spec"]["nodeName"] == second["spec"]["node"]
 

@@ -118,7 +118,8 @@ def test_release_gives_back_and_hold_keeps(lab: Lab) -> None:
         one.settle()
         assert one.status(*A)["phase"] == "Running"
         after = one.grant(*A)
-        assert before and after
+        assert before
+        assert after
         assert (uid_of(before) == uid_of(after)) is kept
 
 
@@ -177,7 +178,10 @@ def test_a_restart_waits_for_the_old_pod(lab: Lab) -> None:
     lab.surroundings()
     lab.reconcile()
     assert not lab.get("Pod", "vision", "virt-launcher-a-new")["spec"].get("schedulingGates")
-    assert lab.grant(*A) and grant and uid_of(lab.grant(*A) or {}) == uid_of(grant)
+    kept = lab.grant(*A)
+    assert kept
+    assert grant
+    assert uid_of(kept) == uid_of(grant)
 
 
 def test_other_gpus_are_granted_after_the_old_ones_are_free(lab: Lab) -> None:

@@ -40,7 +40,8 @@ def test_it_holds_its_guarantee_from_creation_on(lab: Lab) -> None:
     assert status["kubeconfigSecret"] == "lab-kubeconfig"
     assert status["gpus"] == [{"class": "whole", "guaranteed": 2, "max": 3, "used": 0}]
     grant = lab.grant(*LAB)
-    assert grant and not grant["spec"].get("node")
+    assert grant
+    assert not grant["spec"].get("node")
     assert allocated(lab) == "2"
     told = lab.events(*LAB)
     assert (told[0], told[-1], len(told)) == ("Admitted", "Ready", len(set(told)))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vmtenancy import resources
 from vmtenancy.cli.common import Context, Kubeconfig, with_client
 from vmtenancy.cli.get import kind_of
 from vmtenancy.errors import Code, Problem, VmtError
@@ -28,6 +30,12 @@ class Answer:
 def explain(
     target: Annotated[str, typer.Argument(help="KIND/NAME, such as gpuvm/trainer.")],
     namespace: Annotated[str, typer.Option("--namespace", "-n", help="Its namespace.")] = "default",
+    templates: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False, exists=True, help="The controller's VM templates, if not those shipped."
+        ),
+    ] = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
@@ -39,7 +47,9 @@ def explain(
     if not slash or not name:
         raise typer.BadParameter(f"found {target!r}; expected KIND/NAME, such as gpuvm/trainer")
     kind = kind_of(kind)
-    view = View(with_client(read_world, kubeconfig, context), time.time())
+    world = with_client(read_world, kubeconfig, context)
+    world.templates = resources.templates(templates)
+    view = View(world, time.time())
     obj = view.world.get(kind, namespace, name)
     if obj is None:
         raise VmtError(Problem(Code.UNKNOWN_REFERENCE, "", f"there is no {kind} {namespace}/{name}"))

@@ -120,9 +120,14 @@ def decide(
                 ahead.update(why.pools)
                 position = max((ahead[pool] for pool in why.pools), default=0)
                 decided[demand.key] = Wait(
-                    demand, why.reason, why.problem.message, why.problem, position, why.shortage
+                    demand, why.reason, _sentence(why.problem), why.problem, position, why.shortage
                 )
     return [decided[demand.key] for demand in queue]
+
+
+def _sentence(problem: Problem) -> str:
+    """A problem for the owner's condition: what is wrong, and what would be right where that can be said."""
+    return f"{problem.message}; expected {problem.expected}" if problem.expected else problem.message
 
 
 def _in_order(demands: Iterable[Demand]) -> list[Demand]:

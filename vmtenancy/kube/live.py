@@ -30,7 +30,6 @@ class LiveWorld:
         self._kubeconfig = kubeconfig
         self._changed = threading.Condition()
         self._version = 0
-        self._world = World()
         self._failure: BaseException | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="live-world", daemon=True)

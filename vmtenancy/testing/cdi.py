@@ -10,7 +10,7 @@ from typing import Any
 
 from kubernetes import client
 
-from vmtenancy.testing.informer import Informer, Object, StandIn, key_of
+from vmtenancy.testing.informer import Informer, Object, StandIn, allowing, key_of
 
 DATA_VOLUMES = ("cdi.kubevirt.io", "v1beta1", "datavolumes")
 LABELS = {"app": "containerized-data-importer"}
@@ -33,7 +33,7 @@ class DataImporter(StandIn):
         key = key_of(item)
         volume = self._volumes.get(key)
         if volume is None or volume["metadata"]["uid"] != item["metadata"]["uid"]:
-            _allowing(404, self._core.delete_persistent_volume, _volume_name(item))
+            allowing(404, self._core.delete_persistent_volume, _volume_name(item))
             return
         phase = volume.get("status", {}).get("phase")
         if "deletionTimestamp" in volume["metadata"] or phase == "Succeeded":
@@ -41,8 +41,8 @@ class DataImporter(StandIn):
         claim = self._claims.get(key)
         if claim is None:
             spec = claim_spec(volume)
-            _allowing(409, self._core.create_persistent_volume, _persistent_volume(volume, spec))
-            _allowing(409, self._core.create_namespaced_persistent_volume_claim, key[0], _claim(volume, spec))
+            allowing(409, self._core.create_persistent_volume, _persistent_volume(volume, spec))
+            allowing(409, self._core.create_namespaced_persistent_volume_claim, key[0], _claim(volume, spec))
         elif claim["status"].get("phase") == "Bound":
             conditions = [{"type": kind, "status": value} for kind, value in _DONE.items()]
             status = {
@@ -125,12 +125,3 @@ def _claim(volume: Object, spec: Object) -> Object:
 
 def _volume_name(volume: Object) -> str:
     return f"dv-{volume['metadata']['uid']}"
-
-
-def _allowing(status: int, call: Any, *args: Any) -> None:
-    """Make a call whose refusal with ``status`` means that its work is already done."""
-    try:
-        call(*args)
-    except client.ApiException as error:
-        if error.status != status:
-            raise

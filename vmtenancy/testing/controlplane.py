@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SERVICE_CIDR = "10.96.0.0/16"
 BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok", "kubectl")
-START_DEADLINE_S = 180.0
+START_DEADLINE_S = 90.0
 
 # What KubeVirt 1.7 reads of DRA is v1beta1; the rest of the API is what 1.36 serves by default.
 RUNTIME_CONFIG = {"resource.k8s.io/v1beta1": "true"}

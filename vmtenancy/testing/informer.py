@@ -25,6 +25,15 @@ def key_of(item: Object) -> Key:
     return item["metadata"].get("namespace", ""), item["metadata"]["name"]
 
 
+def allowing(status: int, call: Callable[..., Any], *args: Any) -> None:
+    """Make a call whose refusal with ``status`` means that its work is already done."""
+    try:
+        call(*args)
+    except client.ApiException as error:
+        if error.status != status:
+            raise
+
+
 class Informer:
     """A cache of one kind of object: lists, then watches, and lists again whenever the watch breaks.
 

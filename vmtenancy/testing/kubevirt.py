@@ -35,7 +35,7 @@ LAUNCHER_IMAGE = "registry.example/kubevirt/virt-launcher:v1.7.0"
 _DISCOVERY = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
 _PROGRAMS = ("virt-api", "virt-controller", "kubevirt-manifests")
 _SERVICE = "virt-api"
-_DEADLINE_S = 180.0
+_DEADLINE_S = 60.0
 
 
 class KubeVirt:

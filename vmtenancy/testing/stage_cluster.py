@@ -86,10 +86,6 @@ class ClusterStage:
         """With the kubeconfig that the VirtualCluster hands out."""
         self._inside(cluster, lambda client: client.create(obj))
 
-    def delete_inside(self, cluster: Ref, ref: Ref) -> None:
-        """With the kubeconfig that the VirtualCluster hands out."""
-        self._inside(cluster, lambda client: client.delete(KINDS[ref.kind], ref))
-
     def get_inside(self, cluster: Ref, ref: Ref) -> Object:
         """One object inside a virtual cluster. Raises `NotFoundError`."""
         path = path_of(KINDS[ref.kind], ref.namespace, ref.name)

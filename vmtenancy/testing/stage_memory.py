@@ -42,11 +42,6 @@ class MemoryStage:
         """The pod as the syncer would create it on the host."""
         self.simulated.sync_pod(self._home(cluster), cluster.name, obj)
 
-    def delete_inside(self, cluster: Ref, ref: Ref) -> None:
-        """The host pod of a pod inside goes."""
-        name = self.simulated.host_name(ref.name, ref.namespace, cluster.name)
-        self.simulated.cluster.delete(Ref("Pod", self._home(cluster), name))
-
     def wait(self, what: str, ready: Callable[[World], bool], timeout: float = PATIENCE) -> World:
         """Let the cluster settle; what is not there then never comes."""
         self.simulated.settle()

@@ -45,9 +45,6 @@ class Stage(Protocol):
     def apply_inside(self, cluster: Ref, obj: Object) -> None:
         """As `kubectl apply` with the kubeconfig that a VirtualCluster hands out."""
 
-    def delete_inside(self, cluster: Ref, ref: Ref) -> None:
-        """As `kubectl delete` with that kubeconfig."""
-
     def wait(self, what: str, ready: Callable[[World], bool], timeout: float = PATIENCE) -> World:
         """Wait for something to be observed; returns the world in which it is."""
 

@@ -15,7 +15,7 @@ import datetime as dt
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -25,7 +25,7 @@ from urllib3.exceptions import HTTPError
 
 from vmtenancy.testing import build, sandbox
 from vmtenancy.testing.controlplane import ControlPlane
-from vmtenancy.testing.informer import Informer, Object, StandIn, key_of
+from vmtenancy.testing.informer import Informer, Object, StandIn, allowing, key_of
 from vmtenancy.testing.process import ProcessError, free_port
 from vmtenancy.testing.vcluster_pod import PodWorker
 
@@ -97,7 +97,7 @@ class VClusterRunner(StandIn):
         for worker in self.workers.values():
             worker.stop()
         self.workers.clear()
-        _allowing(404, self.cluster.request, "DELETE", f"/api/v1/nodes/{NODE}")
+        allowing(404, self.cluster.request, "DELETE", f"/api/v1/nodes/{NODE}")
         shutil.rmtree(self._data, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -120,7 +120,7 @@ class VClusterRunner(StandIn):
             self._end(uid)
             options = {"gracePeriodSeconds": 0, "preconditions": {"uid": uid}}
             path = f"/api/v1/namespaces/{namespace}/pods/{name}"
-            _allowing(404, self.cluster.request, "DELETE", path, options)
+            allowing(404, self.cluster.request, "DELETE", path, options)
         elif pod["spec"].get("nodeName") and uid not in self.workers:
             self.workers[uid] = PodWorker(
                 self.cluster,
@@ -205,10 +205,10 @@ class _Claims(StandIn):
         uid = item["metadata"]["uid"]
         claim = self._claims.get(key_of(item))
         if claim is None or claim["metadata"]["uid"] != uid:
-            _allowing(404, self._cluster.request, "DELETE", f"{_VOLUMES}/{_volume_name(uid)}")
+            allowing(404, self._cluster.request, "DELETE", f"{_VOLUMES}/{_volume_name(uid)}")
             shutil.rmtree(self._folder / uid, ignore_errors=True)
         elif not claim["spec"].get("volumeName"):
-            _allowing(409, self._cluster.request, "POST", _VOLUMES, _volume(claim))
+            allowing(409, self._cluster.request, "POST", _VOLUMES, _volume(claim))
 
     def _list(self, **kwargs: Any) -> Any:
         core = client.CoreV1Api(self._cluster.client)
@@ -234,12 +234,3 @@ def _volume(claim: Object) -> Object:
 
 def _volume_name(uid: str) -> str:
     return f"vcluster-{uid}"
-
-
-def _allowing(status: int, call: Callable[..., Any], *args: Any) -> None:
-    """Make a call whose refusal with ``status`` means that its work is already done."""
-    try:
-        call(*args)
-    except client.ApiException as error:
-        if error.status != status:
-            raise
