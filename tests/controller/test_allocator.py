@@ -261,6 +261,27 @@ async def test_stop_waits_for_the_chains_in_hand() -> None:
     assert not setup.executor.cancelled
 
 
+async def test_a_lease_lost_while_reading_again_is_no_leave_to_decide() -> None:
+    reads: list[str] = []
+    planned = threading.Event()
+
+    async def read_again(kinds: Sequence[str]) -> None:
+        reads.append(kinds[0])
+        if len(reads) == 2:  # lost and held again before the read is done
+            setup.allocator.leadership(False)
+            setup.allocator.leadership(True)
+
+    def planner(world: World, now: float) -> Plan:
+        planned.set()
+        return NOTHING
+
+    setup = Setup(planner, read_again)
+    setup.sync()
+    async with setup.running():
+        await asyncio.to_thread(planned.wait, 10)
+    assert reads == ["GpuLedger", DECISIVE[0], "GpuLedger", DECISIVE[0]]
+
+
 async def test_a_new_leader_reads_again_before_its_first_decision() -> None:
     done: list[object] = []
 

@@ -70,6 +70,7 @@ class Allocator:
     ) -> None:
         """`read_again` brings kinds up to date by a consistent read; a new leader can not trust its watches."""
         self._read_again, self._caught_up = read_again, read_again is None
+        self._term = 0
         self._cache, self._executor, self._planner = cache, executor, planner
         self._leads, self._metrics, self._clock = leads, metrics, clock
         self._wake = asyncio.Event()
@@ -87,6 +88,7 @@ class Allocator:
         """The Lease was taken or lost. Once lost, what is being written is dropped at once."""
         if not held and self._executing:
             self._executing.cancel()
+        self._term += 1
         self._caught_up = self._read_again is None
         self.poke()
 
@@ -125,6 +127,7 @@ class Allocator:
         Watches may lag behind: what they have not shown yet would look free, and be granted again.
         """
         assert self._read_again is not None  # noqa: S101 - else it is caught up from the start
+        term = self._term
         try:
             await self._read_again(("GpuLedger",))
             chain = take_over_chain(View(self._cache.snapshot(), self._clock()))
@@ -136,7 +139,8 @@ class Allocator:
         except KubeError as error:
             log.warning("can not take over yet: %s", error)
             return await self._rest()
-        self._caught_up = self._leads()
+        # Not if the Lease was lost on the way, even if it is held again: another may have led in between.
+        self._caught_up = self._leads() and term == self._term
         return 0.0
 
     async def _round(self) -> float | None:
