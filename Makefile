@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo check test nightly bench generate clean
+.PHONY: help demo check test nightly mutants crash-points bench generate clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,6 +19,8 @@ help:
 	@echo "make check            lint, types, layers and pure tests; needs no Go"
 	@echo "make test             everything that guards a change, on the real programs"
 	@echo "make nightly          long fault, soak and scale runs"
+	@echo "make mutants          seeded bugs, each to be caught by the test that it names"
+	@echo "make crash-points     every write of every scenario struck on a real API server (CRASH_POINTS_SHARD=i/n)"
 	@echo "make bench            benchmarks, with their gates"
 	@echo "make generate         crds/ and docs/reference/ from the models"
 
@@ -45,7 +47,7 @@ check: $(VENV)/.dev
 	$(call part,types,$(BIN)/mypy)
 	$(call part,layers,$(BIN)/lint-imports)
 	$(call part,generated files,$(BIN)/python -m vmtenancy.api.crdgen --check crds && $(BIN)/python -m vmtenancy.api.reference --check docs/reference)
-	$(call part,pure tests,$(BIN)/python -m pytest -q -m "not cluster and not kind and not nightly")
+	$(call part,pure tests,$(BIN)/python -m pytest -q -m "not cluster and not kind and not nightly and not slow")
 
 test: $(VENV)/.real
 	$(call part,real components,$(BIN)/python -m vmtenancy.testing.build)
@@ -54,6 +56,14 @@ test: $(VENV)/.real
 nightly: $(VENV)/.real
 	$(call part,real components,$(BIN)/python -m vmtenancy.testing.build)
 	$(call part,nightly,$(BIN)/python -m pytest -q -m nightly $(NIGHTLY_ARGS))
+
+mutants: $(VENV)/.real
+	$(call part,real components,$(BIN)/python -m vmtenancy.testing.build)
+	$(call part,mutants,$(BIN)/python tests/mutants/run_mutants.py)
+
+crash-points: $(VENV)/.real
+	$(call part,real components,$(BIN)/python -m vmtenancy.testing.build)
+	@PYTHONPATH=tests/reconcile $(BIN)/python tests/faults/api_crash_points.py
 
 bench: $(VENV)/.dev
 	$(call part,placement,$(BIN)/python benchmarks/placement.py)

@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmtenancy.api.gpuclass import PARTS_PER_GPU as PARTS_PER_GPU
-    from vmtenancy.core.admission import Admit as Admit
-    from vmtenancy.core.admission import Demand as Demand
-    from vmtenancy.core.admission import Wait as Wait
     from vmtenancy.core.admission import decide as decide
     from vmtenancy.core.explain.change import Explanation as Explanation
     from vmtenancy.core.explain.change import explain as explain
@@ -30,6 +27,9 @@ if TYPE_CHECKING:
     from vmtenancy.core.quota.tree import PoolQuota as PoolQuota
     from vmtenancy.core.quota.tree import QuotaTree as QuotaTree
     from vmtenancy.core.quota.tree import TenantQuota as TenantQuota
+    from vmtenancy.core.requests import Admit as Admit
+    from vmtenancy.core.requests import Demand as Demand
+    from vmtenancy.core.requests import Wait as Wait
     from vmtenancy.errors import Problem as Problem
     from vmtenancy.errors import VmtError as VmtError
 
@@ -37,7 +37,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "PARTS_PER_GPU": "vmtenancy.api.gpuclass",
-    **dict.fromkeys(("Admit", "Demand", "Wait", "decide"), "vmtenancy.core.admission"),
+    "decide": "vmtenancy.core.admission",
+    **dict.fromkeys(("Admit", "Demand", "Wait"), "vmtenancy.core.requests"),
     **dict.fromkeys(("Explanation", "explain"), "vmtenancy.core.explain.change"),
     "Fleet": "vmtenancy.core.fleet.arrays",
     **dict.fromkeys(

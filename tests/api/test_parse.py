@@ -2,8 +2,10 @@ import copy
 
 import pytest
 
+from vmtenancy import resources
 from vmtenancy.api import GpuClass, GpuVM, ObjectMeta, parse
 from vmtenancy.api.gpuclass import PARTS_PER_GPU, share_parts
+from vmtenancy.api.names import API_VERSION
 from vmtenancy.errors import Code, VmtError
 
 VM = {
@@ -125,3 +127,11 @@ def test_parts_of_a_class():
 def test_models_from_python():
     meta = ObjectMeta(name="a", labels={"x": "y"})
     assert meta.to_dict() == {"name": "a", "labels": {"x": "y"}}
+
+
+def test_every_example_is_valid() -> None:
+    files = sorted(resources.folder("quickstart").parent.glob("*/*.yaml"))
+    ours = [obj for file in files for obj in resources.objects(file) if obj["apiVersion"] == API_VERSION]
+    assert {obj["kind"] for obj in ours} >= {"GpuVM", "VirtualCluster", "GpuGroup", "Tenant", "Cohort"}
+    for obj in ours:
+        parse(obj)

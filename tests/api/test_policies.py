@@ -331,6 +331,37 @@ def test_policies(installed, controller, operator, crds, subtests):
         }
         assert member("PATCH", f"{vms}/trainer", own, MERGE).code == 200
 
+    with subtests.test("marks of what runs: the controller's own, and that of who may adopt"):
+        granted = {"metadata": {"annotations": {names.ALLOCATION_ANNOTATION: "grant"}}}
+        adopted = {"metadata": {"annotations": {names.ADOPT_ANNOTATION: "true"}}}
+        for patch in (granted, adopted):
+            eventually(
+                lambda patch=patch: denied(
+                    member("PATCH", f"{pods}/train{dry}", patch, MERGE), "marks.vmtenancy.io"
+                ),
+                "refused",
+            )
+            forged = pod("forged", resource=None)
+            forged["metadata"] |= patch["metadata"]
+            assert denied(member("POST", pods + dry, forged), "marks.vmtenancy.io")
+            assert denied(member("PATCH", f"{vms}/trainer{dry}", patch, MERGE), "marks.vmtenancy.io")
+        for path in (f"{pods}/train", f"{pods}/train/status"):
+            answer = operator("PATCH", path + dry, granted, MERGE)
+            assert denied(answer, "marks.vmtenancy.io"), "no administrator either"
+            assert answer.message.endswith("it is set by the controller of vmtenancy alone")
+        everywhere = f"/api/v1/namespaces/default/pods{dry}"
+        assert denied(admin("POST", everywhere, forged), "marks.vmtenancy.io") is False
+        forged["metadata"] |= granted["metadata"]
+        assert denied(admin("POST", everywhere, forged), "marks.vmtenancy.io"), "before it is a tenant's too"
+        assert controller("PATCH", f"{pods}/train", granted, MERGE).code == 200
+        assert operator("PATCH", f"{pods}/train", adopted, MERGE).code == 200
+        assert operator("PATCH", f"{vms}/trainer{dry}", adopted, MERGE).code == 200
+        assert member("PATCH", f"{pods}/train", label, MERGE).code == 200, "what others set may stay"
+        other = {"metadata": {"annotations": {names.ALLOCATION_ANNOTATION: "another"}}}
+        assert denied(member("PATCH", f"{pods}/train", other, MERGE), "marks.vmtenancy.io")
+        gone = {"metadata": {"annotations": {names.ADOPT_ANNOTATION: None}}}
+        assert member("PATCH", f"{pods}/train", gone, MERGE).code == 200
+
     with subtests.test("what is not gated is refused where the gate is missing"):
         binding = "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicybindings/gate.vmtenancy.io"
         assert admin("DELETE", binding).code == 200

@@ -23,7 +23,17 @@ def vmtenancy(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_command() -> None:
     result = vmtenancy("--help")
     assert result.returncode == 0
-    for command in ("install", "uninstall", "controller", "get", "explain", "dev", "demo"):
+    for command in (
+        "install",
+        "uninstall",
+        "controller",
+        "get",
+        "explain",
+        "export",
+        "import",
+        "dev",
+        "demo",
+    ):
         assert command in result.stdout
 
 
@@ -51,7 +61,7 @@ def test_no_cluster_is_one_line_and_status_3(tmp_path: Path) -> None:
     }
     path = tmp_path / "config"
     path.write_text(yaml.safe_dump(config))
-    for command in (["get"], ["explain", "gpuvm/x"], ["install"], ["uninstall"]):
+    for command in (["get"], ["explain", "gpuvm/x"], ["install"], ["uninstall"], ["export"]):
         result = vmtenancy(*command, KUBECONFIG=str(path))
         assert result.returncode == 3
         [line] = result.stderr.splitlines()

@@ -7,13 +7,16 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 
-from vmtenancy.controller.allocator import DECISIVE, Allocator, ReadAgain
+import pytest
+
+from vmtenancy.api.names import API_VERSION
+from vmtenancy.controller.allocator import DECISIVE, LEDGER, Allocator, ReadAgain
 from vmtenancy.controller.metrics import Metrics
 from vmtenancy.kube.cache import Cache
 from vmtenancy.kube.errors import ConflictError
 from vmtenancy.kube.executor import Outcome
 from vmtenancy.reconcile.kinds import KINDS
-from vmtenancy.reconcile.steps import Apply, Chain, Object, Plan
+from vmtenancy.reconcile.steps import Apply, Chain, Create, Object, Plan, Replace
 from vmtenancy.reconcile.world import World
 
 NOTHING = Plan()
@@ -38,6 +41,7 @@ class Recorder:
         self.waiting = 0
         self.hang: asyncio.Event | None = None
         self.cancelled = False
+        self.store: Cache | None = None
 
     def stop(self) -> None:
         self.stopped = True
@@ -50,6 +54,11 @@ class Recorder:
             except asyncio.CancelledError:
                 self.cancelled = True
                 raise
+        if self.store:
+            for number, step in enumerate(step for chain in plan.chains for step in chain.steps):
+                assert isinstance(step, Create | Replace)
+                meta = {"uid": "new-head", **step.object["metadata"], "resourceVersion": str(30 + number)}
+                self.store.wrote({**step.object, "metadata": meta})
         failures = {c.why: ConflictError("not now") for c in plan.chains if c.why in self.failing}
         return [Outcome(c, 0 if c.why in failures else 1, failures.get(c.why)) for c in plan.chains]
 
@@ -298,10 +307,50 @@ async def test_a_new_leader_reads_again_before_its_first_decision() -> None:
     setup.sync()
     async with setup.running():
         await asyncio.to_thread(planned.wait, 10)
-        assert done[:3] == [("GpuLedger",), DECISIVE, "plan"]
+        assert done[:3] == [LEDGER, DECISIVE, "plan"]
         assert setup.executor.ran[0] == "start the ledger", "fenced before what the old leader wrote is read"
         planned.clear()
         setup.allocator.leadership(False)
         setup.allocator.leadership(True)
         await asyncio.to_thread(planned.wait, 10)
-        assert done[-3:] == [("GpuLedger",), DECISIVE, "plan"]
+        assert done[-3:] == [LEDGER, DECISIVE, "plan"]
+
+
+def head(version: int, epoch: int, sequence: int) -> Object:
+    meta = {"name": "fleet", "uid": "head", "resourceVersion": str(version)}
+    spec = {"epoch": epoch, "holder": "vmtenancy", "sequence": sequence}
+    return {"apiVersion": API_VERSION, "kind": "GpuLedger", "metadata": meta, "spec": spec}
+
+
+@pytest.mark.parametrize("restored", [head(9, 2, 4), head(20, 2, 4), head(20, 1, 9), None])
+async def test_a_ledger_that_went_back_is_taken_over_as_by_another_controller(
+    restored: Object | None,
+) -> None:
+    """etcd restored from a backup (with a version below or above the one seen), or the head deleted."""
+    reads: list[Sequence[str]] = []
+    planned: list[tuple[str, tuple[int, int]]] = []
+
+    async def read_again(kinds: Sequence[str]) -> None:
+        reads.append(tuple(kinds))
+
+    def planner(world: World, now: float) -> Plan:
+        planned.append((world.identity, world.head_seen))
+        return NOTHING
+
+    setup = Setup(planner, read_again)
+    setup.sync()
+    setup.cache.observe("ADDED", head(10, 2, 5))
+    setup.executor.store = setup.cache
+    async with setup.running():
+        await until(lambda: bool(planned))
+        assert planned[-1] == ("vmtenancy", (2, 5))
+        assert setup.executor.ran == []
+        reads.clear()
+        items = [restored] if restored else []
+        setup.cache.relist(KINDS["GpuLedger"], items, "20", begun_at=10)
+        await until(lambda: len(planned) > 1)
+    sequence = max(5, restored["spec"]["sequence"] if restored else 0)
+    assert planned[1] == ("vmtenancy.2", (3, sequence)), "above all that was seen"
+    assert setup.executor.ran == ["take over the ledger as epoch 3" if restored else "start the ledger"]
+    assert reads[:2] == [LEDGER, tuple(KINDS)], "all that is known may be of the other history"
+    assert setup.count("vmtenancy_ledger_rewinds_total") == 1

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fleet import state
 
-from vmtenancy.core.admission import Admit, Demand, Wait, decide
+from vmtenancy.core.admission import decide
 from vmtenancy.core.explain.refusal import Reason
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import Mode, NodeFacts, Offering, Runtime
 from vmtenancy.core.quota.tree import CohortQuota, PoolQuota, QuotaTree, TenantQuota
+from vmtenancy.core.requests import Admit, Demand, Wait
 from vmtenancy.errors import Code, VmtError
 
 VM, POD, HOLD = Runtime.VM, Runtime.POD, Runtime.HOLD

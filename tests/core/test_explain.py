@@ -9,11 +9,12 @@ from described import BY_NAME, GPU, fleet, node, node_lists
 from hypothesis import given
 from test_admission import HOLD, MIXED, build, queues, quotas, trees, vm
 
-from vmtenancy.core.admission import Admit, Demand, Wait, decide
+from vmtenancy.core.admission import decide
 from vmtenancy.core.explain.change import explain
 from vmtenancy.core.explain.shortage import counted, gpus, held_by
 from vmtenancy.core.fleet.model import Mode, NodeFacts, Runtime
 from vmtenancy.core.quota.tree import TenantQuota
+from vmtenancy.core.requests import Admit, Demand, Wait
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,9 @@ def test_vgpus_of_one_machine_share_the_fullest_gpu_and_types_never_mix() -> Non
     one.hold(halves)
     assert refused(best_fit(one, request((HALF, 1)))).obstacles == {Obstacle.BUSY: 1}
     assert placed(best_fit(one, request((QUARTER, 1)))).grants[0].devices == (first,)
+    half_empty = fleet(node("a", Mode.VGPU, 2))
+    half_empty.hold(placed(best_fit(half_empty, request((QUARTER, 1)))))
+    assert placed(best_fit(half_empty, request((HALF, 1)))).grants[0].devices == (second,)
 
 
 def test_two_offerings_of_one_request_come_from_one_node() -> None:
@@ -90,6 +93,32 @@ def test_the_node_selector_is_kept() -> None:
     assert refused(best_fit(one, request((WHOLE, 1), allowed_nodes=frozenset()))).obstacles == {
         Obstacle.SELECTOR: 2
     }
+
+
+def test_avoided_nodes_are_taken_only_where_no_other_fits() -> None:
+    one = fleet(
+        node("a", Mode.PASSTHROUGH, 2), node("b", Mode.PASSTHROUGH, 4), node("c", Mode.PASSTHROUGH, 8)
+    )
+
+    def lands(count: int, *avoided: str) -> str:
+        return placed(best_fit(one, request((WHOLE, count), avoided_nodes=frozenset(avoided)))).node
+
+    assert lands(2) == "a"
+    assert lands(2, "a") == "b"
+    assert lands(2, "a", "b", "gone") == "c"
+    assert lands(2, "a", "b", "c") == "a"
+    assert lands(8, "c") == "c"
+
+
+def test_an_avoided_node_of_one_mode_comes_after_another_of_the_other() -> None:
+    ways = {Mode.PASSTHROUGH: "nvidia.com/H100", Mode.VGPU: "nvidia.com/H100-80C"}
+    either = Offering("either", "h100", GPU, ways)
+    small = node("a", Mode.PASSTHROUGH, 1)
+    large = node("b", Mode.VGPU, 8, capacity={"nvidia.com/H100-80C": 8})
+    one = Fleet.build((small, large), POOLS, (either,))
+    assert placed(best_fit(one, request((either, 1)))).node == "a"
+    assert placed(best_fit(one, request((either, 1), avoided_nodes=frozenset({"a"})))).node == "b"
+    assert placed(best_fit(one, request((either, 1), avoided_nodes=frozenset({"a", "b"})))).node == "a"
 
 
 def test_every_no_counts_each_node_of_the_pool_once() -> None:

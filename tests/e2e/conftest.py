@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from audit import Audit
 
 from vmtenancy import resources
 from vmtenancy.reconcile.steps import Object
 from vmtenancy.reconcile.world import ref_of
 from vmtenancy.testing import vcluster
 from vmtenancy.testing.cleanup import Snapshot
+from vmtenancy.testing.cluster import Cluster
 from vmtenancy.testing.controller import ControllerProcess, install_into
-from vmtenancy.testing.controlplane import ControlPlane
 from vmtenancy.testing.kubevirt import KubeVirt
 from vmtenancy.testing.stage_cluster import ClusterStage
 from vmtenancy.testing.vcluster import VClusterRunner
@@ -24,8 +25,18 @@ def manifests() -> dict[str, list[Object]]:
     return {path.name: list(yaml.safe_load_all(path.read_text())) for path in sorted(folder.glob("*.yaml"))}
 
 
+@pytest.fixture(autouse=True)
+def grants_never_overlapped(control_plane: Cluster) -> Iterator[None]:
+    """Every test here ends with a look at the history of all grants and releases that its time saw."""
+    audit = Audit(control_plane)
+    yield
+    history = audit.history()
+    assert not history.problems, "\n".join(history.problems)
+    assert history.heads, "no controller had the ledger"
+
+
 @pytest.fixture(scope="module")
-def virtualization(control_plane: ControlPlane, kubevirt: KubeVirt) -> Iterator[ControlPlane]:
+def virtualization(control_plane: Cluster, kubevirt: KubeVirt) -> Iterator[Cluster]:
     """KubeVirt, vCluster's node and vmtenancy itself on the control plane of this run."""
     if reason := vcluster.can_run():
         pytest.skip(reason)
@@ -37,13 +48,13 @@ def virtualization(control_plane: ControlPlane, kubevirt: KubeVirt) -> Iterator[
 
 
 @pytest.fixture
-def controller(virtualization: ControlPlane, tmp_path: Path) -> Iterator[ControllerProcess]:
+def controller(virtualization: Cluster, tmp_path: Path) -> Iterator[ControllerProcess]:
     with ControllerProcess(virtualization.kubeconfig, tmp_path) as running:
         yield running
 
 
 @pytest.fixture
-def stage(virtualization: ControlPlane) -> Iterator[ClusterStage]:
+def stage(virtualization: Cluster) -> Iterator[ClusterStage]:
     with ClusterStage(virtualization.kubeconfig, "real") as stage:
         yield stage
         # What a failed test left must not disturb the next one; the controller still runs.

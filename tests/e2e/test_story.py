@@ -7,12 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from audit import writes_at_rest
+from audit import violations, writes_at_rest
 
-from vmtenancy.reconcile import check
 from vmtenancy.reconcile.steps import Object, Ref
+from vmtenancy.testing.cluster import Cluster
 from vmtenancy.testing.controller import ControllerProcess
-from vmtenancy.testing.controlplane import ControlPlane
 from vmtenancy.testing.stage_cluster import ClusterStage
 from vmtenancy.testing.story import leftovers, tell
 from vmtenancy.testing.waiting import eventually
@@ -24,12 +23,12 @@ LAB = Ref("VirtualCluster", "llm", "lab")
 
 
 def test_the_story_on_the_real_programs(
-    virtualization: ControlPlane, controller: ControllerProcess, stage: ClusterStage, manifests: Manifests
+    virtualization: Cluster, controller: ControllerProcess, stage: ClusterStage, manifests: Manifests
 ) -> None:
     titles = []
     for scene in tell(stage, manifests):
         titles.append(scene.title)
-        assert check(scene.world) == [], scene.title
+        assert violations(stage) == [], scene.title
         assert writes_at_rest(virtualization) == [], f"I7 after: {scene.title}"
         if scene.title.startswith("A pod with two GPUs"):
             inside = eventually(
@@ -71,14 +70,14 @@ def test_a_killed_controller_goes_on(
             controller.kill_and_restart()
 
     for scene in tell(stage, manifests, during=during):
-        assert check(scene.world) == [], scene.title
+        assert violations(stage) == [], scene.title
         owners = [obj["spec"]["owner"]["uid"] for obj in scene.world.of("GpuAllocation")]
         assert len(owners) == len(set(owners)), "nothing is granted twice"
     (ledger,) = stage.world().of("GpuLedger")
     assert ledger["spec"]["released"] == [] or leftovers(stage.world()) == []
 
 
-def vmtenancy(cluster: ControlPlane, command: str, *arguments: str) -> str:
+def vmtenancy(cluster: Cluster, command: str, *arguments: str) -> str:
     """What the command line prints, as a person runs it."""
     line = [sys.executable, "-m", "vmtenancy", command, *arguments, "--kubeconfig", str(cluster.kubeconfig)]
     return subprocess.run(line, check=True, capture_output=True, text=True, timeout=60).stdout

@@ -10,8 +10,8 @@ from audit import writes_at_rest
 from vmtenancy.reconcile.status import condition
 from vmtenancy.reconcile.steps import Object, Ref
 from vmtenancy.reconcile.world import World
+from vmtenancy.testing.cluster import Cluster
 from vmtenancy.testing.controller import ControllerProcess
-from vmtenancy.testing.controlplane import ControlPlane
 from vmtenancy.testing.stage_cluster import ClusterStage
 from vmtenancy.testing.story import quickstart_nodes
 
@@ -36,7 +36,7 @@ def gpu_vm(name: str, gpu_class: str, template: str = "default") -> Object:
 
 
 def test_unknown_names_are_told_once(
-    virtualization: ControlPlane,
+    virtualization: Cluster,
     controller: ControllerProcess,
     stage: ClusterStage,
     manifests: dict[str, list[Object]],

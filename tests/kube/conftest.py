@@ -1,13 +1,12 @@
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-from faults import Proxy
 
 from vmtenancy.kube.client import Client
 from vmtenancy.testing.controlplane import ControlPlane
+from vmtenancy.testing.faults import FaultProxy
 
 
 @pytest.fixture
@@ -17,19 +16,15 @@ async def client(cluster: ControlPlane) -> AsyncIterator[Client]:
 
 
 @pytest.fixture
-async def proxy(cluster: ControlPlane) -> AsyncIterator[Proxy]:
-    async with Proxy(cluster.port) as running:
+def proxy(cluster: ControlPlane, tmp_path: Path) -> Iterator[FaultProxy]:
+    with FaultProxy(cluster.kubeconfig, tmp_path) as running:
         yield running
 
 
 @pytest.fixture
-async def behind_proxy(cluster: ControlPlane, proxy: Proxy, tmp_path: Path) -> AsyncIterator[Client]:
+async def behind_proxy(proxy: FaultProxy) -> AsyncIterator[Client]:
     """A client that reaches the API server through `proxy`."""
-    config = yaml.safe_load(cluster.kubeconfig.read_text())
-    config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{proxy.port}"
-    path = tmp_path / "kubeconfig"
-    path.write_text(yaml.safe_dump(config))
-    async with await Client.connect(path) as connected:
+    async with await Client.connect(proxy.kubeconfig) as connected:
         yield connected
 
 

@@ -89,6 +89,43 @@ def test_a_server_restored_from_a_backup_is_believed(cache: Cache) -> None:
     assert versions(cache) == {"b": "40"}
 
 
+def test_a_restored_server_is_believed_once_it_has_caught_up_too(cache: Cache) -> None:
+    """A consistent list that has an older version than was held at or before it: that version is no more."""
+    cache.relist(PODS, [pod("a", 100), pod("b", 90)], "100", begun_at=0)
+    cache.gone(Ref("Pod", "ns", "b"), "uid-b")
+    cache.world.memo[("Pod", "uid-a", "40")] = "of the other history"
+    cache.relist(PODS, [pod("a", 40), pod("b", 30)], "200", begun_at=cache.newest("Pod"))
+    assert versions(cache) == {"a": "40", "b": "30"}
+    assert not cache.world.memo
+    cache.wrote(pod("a", 201))
+    cache.relist(PODS, [pod("a", 40), pod("b", 30)], "200", begun_at=100)
+    assert versions(cache)["a"] == "201", "written after the list was made"
+
+
+def test_a_history_that_went_back_is_told_once_and_each_kind_is_listed_anew(cache: Cache) -> None:
+    """Other kinds did not give themselves away: what they hold may be of the other history all the same."""
+    told: list[str] = []
+    cache.on_rewind.append(lambda: told.append("went back"))
+    service = {**pod("s", 90), "kind": "Service"}
+    stale = {**service, "metadata": {**service["metadata"], "name": "stale", "uid": "uid-stale"}}
+    cache.relist(SERVICES, [service, stale], "100", begun_at=0)
+    cache.gone(Ref("Service", "ns", "s"), "uid-s")
+    cache.relist(PODS, [pod("a", 100)], "100", begun_at=0)
+    cache.relist(PODS, [pod("a", 40)], "50", begun_at=cache.newest("Pod"))
+    assert told == ["went back"]
+    assert ("ns", "stale") in cache.world.objects["Service"], (
+        "until it is listed, the old is better than nothing"
+    )
+    again = {**service, "metadata": {**service["metadata"], "resourceVersion": "30"}}
+    cache.relist(SERVICES, [again], "55", begun_at=cache.newest("Service"))
+    assert told == ["went back"]
+    assert set(cache.world.objects["Service"]) == {("ns", "s")}, (
+        "what was deleted in the other history is back"
+    )
+    cache.wrote(pod("b", 52))
+    assert versions(cache) == {"a": "40", "b": "52"}
+
+
 def test_answers_that_no_watch_would_show_are_left_out(cache: Cache) -> None:
     service = {
         "apiVersion": "v1",

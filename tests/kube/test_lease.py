@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import sys
 import time
@@ -9,11 +10,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from faults import Proxy
 
 from vmtenancy.kube.client import Client
 from vmtenancy.kube.lease import LEASES, Lease
 from vmtenancy.testing.controlplane import ControlPlane
+from vmtenancy.testing.faults import Delay, FaultProxy, Rule
 
 pytestmark = pytest.mark.cluster
 Until = Callable[..., Awaitable[None]]
@@ -88,18 +89,19 @@ async def test_given_back_it_is_taken_at_once(client: Client, until: Until) -> N
 
 
 async def test_a_holder_that_can_not_renew_stops_before_another_starts(
-    behind_proxy: Client, proxy: Proxy, client: Client, until: Until
+    behind_proxy: Client, proxy: FaultProxy, client: Client, until: Until
 ) -> None:
     told: list[str] = []
     a, b = lease(behind_proxy, "a", told), lease(client, "b", told)
     async with running(a):
         await until(a.held)
         async with running(b):
-            proxy.swallow_answers = True  # renewals hang, they do not fail
+            proxy.add(
+                Rule(lambda call: True, Delay(math.inf, answer=True), times=None)
+            )  # renewals hang, not fail
             await until(b.held)
             assert not a.held()
-            proxy.swallow_answers = False
-            proxy.cut()
+            proxy.clear()
             await until(lambda: len(told) >= 3)
             assert told == ["a holds", "a lost", "b holds"]
 

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
-from faults import Proxy
 
 from vmtenancy.kube import errors
 from vmtenancy.kube.backoff import Backoff
@@ -16,7 +15,7 @@ from vmtenancy.reconcile.kinds import KINDS, KindInfo
 from vmtenancy.reconcile.steps import Object, Ref
 from vmtenancy.reconcile.world import ref_of
 from vmtenancy.testing.controlplane import ControlPlane
-from vmtenancy.testing.process import http_ok
+from vmtenancy.testing.faults import FaultProxy
 
 Until = Callable[..., Awaitable[None]]
 CONFIG_MAPS = KINDS["ConfigMap"]
@@ -85,10 +84,7 @@ async def remove(client: Client, info: KindInfo, obj: Object) -> None:
 
 def restart_api_server(cluster: ControlPlane) -> None:
     """What a new API server remembers of the past starts now: older watches get 410."""
-    old = [process for process in cluster.processes if process.name == "kube-apiserver"][-1]
-    old.stop()
-    new = cluster.spawn("kube-apiserver", old.command)
-    new.wait_ready(http_ok(cluster.url + "/readyz", cluster.ssl_context), 90.0, "ready again")
+    cluster.restart("kube-apiserver")
 
 
 @pytest.mark.cluster
@@ -105,7 +101,7 @@ async def test_lists_then_follows(client: Client, until: Until) -> None:
 
 @pytest.mark.cluster
 async def test_a_broken_watch_goes_on_where_it_was(
-    behind_proxy: Client, proxy: Proxy, client: Client, until: Until
+    behind_proxy: Client, proxy: FaultProxy, client: Client, until: Until
 ) -> None:
     seen, restarts = Seen(), []
     reflector = Reflector(behind_proxy, CONFIG_MAPS, seen, on_restart=lambda *what: restarts.append(what))
@@ -113,13 +109,11 @@ async def test_a_broken_watch_goes_on_where_it_was(
         await until(lambda: seen.lists == 1)
         await client.create(config_map("a"))
         await until(lambda: seen.names == {"a"})
-        proxy.refuse = True
-        proxy.cut()
-        await client.create(config_map("b"))
-        await remove(client, CONFIG_MAPS, config_map("a"))
-        await until(lambda: len(restarts) >= 2)
-        assert seen.names == {"a"}
-        proxy.refuse = False
+        with proxy.refusing():
+            await client.create(config_map("b"))
+            await remove(client, CONFIG_MAPS, config_map("a"))
+            await until(lambda: len(restarts) >= 2)
+            assert seen.names == {"a"}
         await until(lambda: seen.names == {"b"})
     assert seen.lists == 1, "the gap was filled from the history, without a new list"
     assert seen.events == ["ADDED", "ADDED", "DELETED"]
@@ -128,7 +122,7 @@ async def test_a_broken_watch_goes_on_where_it_was(
 
 @pytest.mark.cluster
 async def test_what_was_deleted_in_a_gap_that_nobody_remembers_is_gone(
-    cluster: ControlPlane, behind_proxy: Client, proxy: Proxy, client: Client, until: Until
+    cluster: ControlPlane, behind_proxy: Client, proxy: FaultProxy, client: Client, until: Until
 ) -> None:
     """410: the API server that comes back does not know the resourceVersion any more."""
     await client.create(config_map("stays"))
@@ -138,29 +132,28 @@ async def test_what_was_deleted_in_a_gap_that_nobody_remembers_is_gone(
     held = cache.world.objects["ConfigMap"]
     async with running(reflector):
         await until(lambda: len(held) == 2)
-        proxy.refuse = True
-        proxy.cut()
-        await remove(client, CONFIG_MAPS, config_map("goes"))
-        await client.create(config_map("new"))
-        await asyncio.to_thread(restart_api_server, cluster)
-        assert {name for _, name in held} == {"stays", "goes"}
-        proxy.refuse = False
+        with proxy.refusing():
+            await remove(client, CONFIG_MAPS, config_map("goes"))
+            await client.create(config_map("new"))
+            await asyncio.to_thread(restart_api_server, cluster)
+            assert {name for _, name in held} == {"stays", "goes"}
         await until(lambda: {name for _, name in held} == {"stays", "new"}, 60)
     assert ("ConfigMap", "ExpiredError") in restarts
 
 
 @pytest.mark.cluster
 async def test_survives_a_restart_of_the_api_server(
-    cluster: ControlPlane, client: Client, until: Until
+    cluster: ControlPlane, client: Client, behind_proxy: Client, until: Until
 ) -> None:
-    seen = Seen()
-    async with running(Reflector(client, CONFIG_MAPS, seen)):
-        await until(lambda: seen.lists == 1)
+    """Also behind the proxy, which passes the break on."""
+    near, far = Seen(), Seen()
+    async with running(Reflector(client, CONFIG_MAPS, near), Reflector(behind_proxy, CONFIG_MAPS, far)):
+        await until(lambda: near.lists == far.lists == 1)
         await asyncio.to_thread(restart_api_server, cluster)
         with suppress(errors.UnavailableError):
             await client.request("GET", "/version")  # the first one may meet the old connection
         await client.create(config_map("later"))
-        await until(lambda: seen.names == {"later"}, 60)
+        await until(lambda: near.names == far.names == {"later"}, 60)
 
 
 @pytest.mark.cluster
@@ -218,3 +211,55 @@ def test_backoff_grows_to_a_limit_and_starts_anew() -> None:
     assert all(15.0 <= delay <= 30.0 for delay in delays[10:])
     backoff.reset()
     assert backoff.next_s() <= 0.2
+
+
+class Rewound:
+    """An API server whose data went from resourceVersion 500 back to 200: watches from 500 stay silent."""
+
+    def __init__(self) -> None:
+        self.now = 500
+        self.watched: list[str] = []
+        self.broken = asyncio.Event()
+
+    async def list_all(self, info: KindInfo, *, accept: str = "") -> tuple[list[Object], str]:
+        return [], str(self.now)
+
+    async def pages(self, info: KindInfo, **_: object) -> AsyncIterator[tuple[list[Object], str]]:
+        yield [], str(self.now)
+
+    async def watch(self, info: KindInfo, resource_version: str, **_: object) -> AsyncIterator[object]:
+        self.watched.append(resource_version)
+        await self.broken.wait()
+        self.broken.clear()
+        raise errors.UnavailableError("the connection broke")
+        yield
+
+
+async def test_a_watch_from_a_future_that_never_was_lists_again(until: Until) -> None:
+    server, restarts = Rewound(), []
+    begun: list[int] = []
+
+    class Sink(Seen):
+        def relist(self, info: KindInfo, items: list[Object], resource_version: str, begun_at: int) -> None:
+            begun.append(begun_at)
+            super().relist(info, items, resource_version, begun_at)
+
+    seen = Sink()
+    reflector = Reflector(
+        server,  # type: ignore[arg-type]
+        CONFIG_MAPS,
+        seen,
+        on_restart=lambda *what: restarts.append(what),
+    )
+    async with running(reflector):
+        await until(lambda: server.watched == ["500"])
+        server.broken.set()
+        await until(lambda: server.watched == ["500", "500"])
+        assert seen.lists == 1, "the history is as it was: it goes on where it broke"
+        server.now = 200
+        server.broken.set()
+        await until(lambda: server.watched == ["500", "500", "200"])
+        assert ("ConfigMap", "ExpiredError") in restarts
+        assert begun == [0, 500], "the list can be seen to be of an older time"
+        reflector.again()
+        await until(lambda: seen.lists == 3)

@@ -102,6 +102,17 @@ def test_a_name_is_committed_once() -> None:
         commit(commit(head, releases=["a"]), grants=["a"])
 
 
+def test_trimming_forgets_what_the_objects_say_and_nothing_else() -> None:
+    head = Head(
+        sequence=3, committed={"marked": 1, "new": 3, "vanished": 2}, released=frozenset({"going", "cleared"})
+    )
+    trimmed = trim(head, marked={"marked", "going"}, existing={"marked", "new", "going"})
+    assert trimmed == Head(sequence=3, committed={"new": 3}, released=frozenset({"going"}))
+    assert is_live(trimmed, "marked", 1)
+    assert is_live(trimmed, "new", 0)
+    assert not is_live(trimmed, "going", 2)
+
+
 def test_a_full_log_is_refused_and_room_says_so_before() -> None:
     half = [f"a{n}" for n in range(MAX_LOG // 2)]
     head = commit(Head(), grants=half)

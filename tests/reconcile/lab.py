@@ -11,10 +11,11 @@ from enum import StrEnum
 from typing import Any
 
 from vmtenancy import resources
-from vmtenancy.api.names import API_VERSION, APPLIED_ANNOTATION
+from vmtenancy.api.names import API_VERSION, APPLIED_ANNOTATION, GROUP_ANNOTATION
 from vmtenancy.core.ledger.head import Head
 from vmtenancy.reconcile import Plan, World, check, plan
 from vmtenancy.reconcile.memory import ConflictError
+from vmtenancy.reconcile.revocation import overdue
 from vmtenancy.reconcile.status import condition
 from vmtenancy.reconcile.steps import Chain, Create, Object, Ref, Step
 from vmtenancy.reconcile.view import LEDGER_NAME, View
@@ -117,7 +118,8 @@ class Lab(SimulatedCluster):
     def settle(self, rounds: int = 60) -> int:
         done = self.rest(rounds)
         self.judge(at_rest=True)
-        assert self.plan() == Plan(), f"not at rest: {[chain.why for chain in self.plan().chains]}"
+        left = self.plan().chains
+        assert not left, f"not at rest: {[chain.why for chain in left]}"
         return done
 
     def rest(self, rounds: int = 60) -> int:
@@ -130,6 +132,32 @@ class Lab(SimulatedCluster):
     def live_grants(self) -> set[str]:
         """Names of all grants that count."""
         return {grant.name for grant in View(self.cluster.world, 0.0).live}
+
+    # -- what happens to nodes --------------------------------------------------------------------------------
+
+    def report(self, node: str, *, ready: bool = True, **allocatable: int) -> None:
+        """What a node says of itself; `allocatable` names resources by the last part of their name."""
+        obj = self.get("Node", "", node)
+        status = obj["status"]
+        counts = {
+            name: str(allocatable.get(name.rpartition("/")[2], count))
+            for name, count in status["allocatable"].items()
+        }
+        conditions = [
+            {
+                "type": "Ready",
+                "status": str(ready),
+                "reason": "KubeletSilent" if not ready else "KubeletReady",
+            }
+        ]
+        self.cluster.replace(
+            {**obj, "status": {**status, "allocatable": counts, "conditions": conditions}}, status=True
+        )
+
+    def lose(self, node: str) -> None:
+        """The Node and what its agent wrote are deleted."""
+        self.delete("Node", "", node)
+        self.delete("GpuNode", "", node)
 
     # -- the user ---------------------------------------------------------------------------------------------
 
@@ -244,14 +272,25 @@ def virtual_cluster(
     return manifest("VirtualCluster", name, {"gpus": gpus, **spec}, namespace)
 
 
+def group(name: str, members: int, *, namespace: str = "vision") -> Object:
+    return manifest("GpuGroup", name, {"members": members}, namespace)
+
+
 def gpu_pod(
-    name: str, count: int = 1, *, namespace: str = "default", resource: str = "nvidia.com/gpu", **spec: Any
+    name: str,
+    count: int = 1,
+    *,
+    namespace: str = "default",
+    resource: str = "nvidia.com/gpu",
+    group: str = "",
+    **spec: Any,
 ) -> Object:
     container = {"name": "main", "resources": {"limits": {resource: count}}} if count else {"name": "main"}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "namespace": namespace},
+        "metadata": {"name": name, "namespace": namespace}
+        | ({"annotations": {GROUP_ANNOTATION: group}} if group else {}),
         "spec": {"containers": [container], **spec},
     }
 
@@ -305,7 +344,7 @@ _UID = re.compile(
     r"(?:(?:vm|vc|pod)-)?uid-\d{6}(?:-\d+-\d+-[0-9a-f]{8})?|(?<=virt-launcher-)[-a-z0-9]+-\d{6}"
 )
 _OF_THE_MOMENT = re.compile(
-    r'("(?:uid|resourceVersion|creationTimestamp|lastTransitionTime|deletionTimestamp'
+    r'("(?:uid|resourceVersion|creationTimestamp|lastTransitionTime|deletionTimestamp|letGoAt'
     rf'|{re.escape(APPLIED_ANNOTATION)})": )"[^"]*"|("(?:generation|sequence|epoch)": )\d+'
 )
 
@@ -355,7 +394,8 @@ def state(lab: Lab) -> int:
     world = lab.cluster.world
     ledger = world.get("GpuLedger", "", LEDGER_NAME)
     holds_head = ledger is not None and ledger["spec"]["holder"] == world.identity
-    live = sorted(grant.owner_uid for grant in View(world, 0.0).live)
+    view = View(world, lab.cluster.now)
+    live = sorted((grant.owner_uid, overdue(view, grant) is not None) for grant in view.live)
     return hash(repr((end_state(world), holds_head, live, sorted(world.charts))))
 
 

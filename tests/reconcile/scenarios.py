@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lab import Act, Lab, gpu_pod, gpu_vm, namespace, tenant, virtual_cluster
+from lab import Act, Lab, add_node, gpu_pod, gpu_vm, group, namespace, tenant, virtual_cluster
+
+from vmtenancy.api.names import MANAGED_LABEL
+from vmtenancy.testing.fleet import gpu_node
+from vmtenancy.testing.story import PASSTHROUGH
+
+MORE = gpu_node("more", mode="vm-passthrough", gpus=4, resources={PASSTHROUGH: 4})
 
 
 def applying(*objects: dict[str, object]) -> Act:
@@ -34,6 +40,52 @@ def running_inside(*pods: dict[str, object]) -> Act:
 def _ended_inside(lab: Lab) -> None:
     for pod in lab.pods("vc-llm--lab"):
         lab.cluster.replace({**pod, "status": {"phase": "Succeeded"}}, status=True)
+
+
+def passing(seconds: float) -> Act:
+    def act(lab: Lab) -> None:
+        lab.cluster.now += seconds
+
+    return act
+
+
+def losing(*nodes: str) -> Act:
+    def act(lab: Lab) -> None:
+        add_node(lab, MORE)
+        for node in nodes:
+            lab.lose(node)
+
+    return act
+
+
+def reporting(ready: bool) -> Act:
+    def act(lab: Lab) -> None:
+        for node in ("machines", "pods-1", "pods-2"):
+            lab.report(node, ready=ready)
+
+    return act
+
+
+def _lost_under_a_pod_that_waits(lab: Lab) -> None:
+    """Its grant is committed, its gate not lifted yet."""
+    lab.apply(gpu_pod("p", namespace="llm"))
+    lab.reconcile()
+    lab.lose("pods-1")
+
+
+def _bound_nowhere(lab: Lab) -> None:
+    add_node(lab, MORE)
+    lab.refusing = frozenset({"machines", "pods-1", "pods-2"})
+    lab.apply(gpu_vm("a", 2), gpu_pod("p", 2, namespace="llm"))
+
+
+def _changed_by_hand(lab: Lab) -> None:
+    machine = lab.get("VirtualMachine", "vision", "a")
+    metadata = {**machine["metadata"], "labels": {**machine["metadata"]["labels"], MANAGED_LABEL: "me"}}
+    lab.cluster.replace(
+        {**machine, "metadata": metadata, "spec": {**machine["spec"], "runStrategy": "Halted"}}
+    )
+    lab.edit("ResourceQuota", "vc-llm--lab", "vmtenancy-gpus", hard={"requests.nvidia.com/gpu": "99"})
 
 
 def _restarted(lab: Lab) -> None:
@@ -96,6 +148,55 @@ SCENARIOS: dict[str, Sequence[Act]] = {
         applying(gpu_vm("a", namespace="shared")),
         applying(tenant("vision", 3), tenant("llm", 3, namespaces=["llm", "shared"])),
         deleting("GpuVM", "shared", "a"),
+    ],
+    "a more urgent machine makes another one stop": [
+        applying(tenant("vision", 3, preemption={"withinTenant": "LowerPriority"}), gpu_vm("a", 2)),
+        applying(gpu_vm("urgent", 2, priority=5)),
+        deleting("GpuVM", "vision", "urgent"),
+    ],
+    "what was lent is taken back from a virtual cluster": [
+        applying(tenant("vision", 3, preemption={"reclaimWithinCohort": "Any"}), tenant("llm", 1, 3)),
+        applying(virtual_cluster(guaranteed=1, most=4)),
+        running_inside(gpu_pod("p", 2), gpu_pod("q")),
+        applying(gpu_pod("mine", 2, namespace="vision")),
+    ],
+    "a group, complete only with its last member": [
+        applying(group("g", 2), gpu_vm("a", 2, group="g")),
+        applying(gpu_pod("p", namespace="vision", group="g")),
+        deleting("GpuVM", "vision", "a"),
+        deleting("Pod", "vision", "p"),
+    ],
+    "a group makes others stop": [
+        applying(
+            tenant("vision", 4, preemption={"withinTenant": "LowerPriority"}), gpu_vm("a", 2), gpu_vm("b", 2)
+        ),
+        applying(group("g", 2), *(gpu_vm(name, 2, group="g", priority=5) for name in "xy")),
+        deleting("GpuVM", "vision", "x"),
+        deleting("GpuVM", "vision", "y"),
+    ],
+    "a node is lost": [
+        applying(gpu_vm("a", 2), gpu_pod("p", 2, namespace="llm")),
+        losing("machines", "pods-1", "pods-2"),
+        deleting("GpuVM", "vision", "a"),
+    ],
+    "a node is lost under a pod that waits": [
+        _lost_under_a_pod_that_waits,
+    ],
+    "a node is silent for a while": [
+        applying(gpu_vm("a", 2), gpu_pod("p", 2, namespace="llm")),
+        reporting(False),
+        reporting(True),
+    ],
+    "no node takes what was let through": [
+        _bound_nowhere,
+        passing(301.0),
+        deleting("GpuVM", "vision", "a"),
+    ],
+    "changed by hand": [
+        applying(gpu_vm("a", 2), virtual_cluster()),
+        _changed_by_hand,
+        deleting("GpuVM", "vision", "a"),
+        deleting("VirtualCluster", "llm", "lab"),
     ],
     "everything at once, then nothing": [
         applying(gpu_vm("a", 2), gpu_vm("b", 2), virtual_cluster(), gpu_pod("p", namespace="llm")),

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import contextlib
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from lab import Fault, Lab, fork, gpu_pod, gpu_vm, nodes, small_lab, tenant, virtual_cluster
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from lab import Fault, Lab, fork, gpu_pod, gpu_vm, group, nodes, small_lab, tenant, virtual_cluster
 
 from vmtenancy.api.names import TENANT_LABEL
 from vmtenancy.reconcile.memory import ConflictError
@@ -48,9 +56,31 @@ class AnythingGoes(RuleBasedStateMachine):
 
     # -- people -----------------------------------------------------------------------------------------------
 
-    @rule(home=homes, name=machines, count=st.integers(1, 3), of=st.sampled_from(["whole", "quarter"]))
-    def machine(self, home: str, name: str, count: int, of: str) -> None:
-        self._create(gpu_vm(name, count, of=of, namespace=home))
+    @rule(
+        home=homes,
+        name=machines,
+        count=st.integers(1, 3),
+        of=st.sampled_from(["whole", "quarter"]),
+        more=st.sampled_from([{}, {}, {"priority": 5}, {"group": "g"}]),
+    )
+    def machine(self, home: str, name: str, count: int, of: str, more: Object) -> None:
+        self._create(gpu_vm(name, count, of=of, namespace=home, **more))
+
+    @rule(home=homes, members=st.integers(2, 3))
+    def group(self, home: str, members: int) -> None:
+        self._create(group("g", members, namespace=home))
+
+    @rule(home=homes)
+    def delete_group(self, home: str) -> None:
+        self.lab.delete("GpuGroup", home, "g")
+
+    @rule(
+        home=homes,
+        within=st.sampled_from(["Never", "LowerPriority"]),
+        reclaim=st.sampled_from(["Never", "LowerPriority", "Any"]),
+    )
+    def preemption(self, home: str, within: str, reclaim: str) -> None:
+        self._edit("Tenant", "", home, preemption={"withinTenant": within, "reclaimWithinCohort": reclaim})
 
     @rule(home=homes, name=machines, strategy=st.sampled_from(["Always", "Halted", "RerunOnFailure"]))
     def run_strategy(self, home: str, name: str, strategy: str) -> None:
@@ -199,7 +229,7 @@ class AnythingGoes(RuleBasedStateMachine):
         lab.settle()
         for name in NODES:
             self.readiness(name, "True")
-        for kind in ("GpuVM", "VirtualCluster", "Tenant", "Cohort", "GpuClass", "GpuPool"):
+        for kind in ("GpuVM", "VirtualCluster", "GpuGroup", "Tenant", "Cohort", "GpuClass", "GpuPool"):
             for namespace, name in list(lab.cluster.world.objects[kind]):
                 lab.delete(kind, namespace, name)
         for namespace, name in list(lab.cluster.world.objects["Pod"]):
@@ -218,5 +248,35 @@ class AnythingGoes(RuleBasedStateMachine):
             self.lab.edit(kind, home, name, **spec)
 
 
-TestAnythingGoes = AnythingGoes.TestCase
-TestAnythingGoes.settings = settings(max_examples=40, stateful_step_count=40)
+STEPS = 50
+
+
+def steps_in(runs: int) -> int:
+    """Let anything go in so many runs of up to `STEPS` steps; how many steps it were."""
+    count = 0
+
+    class Counted(AnythingGoes):
+        @invariant()
+        def another_step(self) -> None:
+            nonlocal count
+            count += 1
+
+    run_state_machine_as_test(Counted, settings=settings(max_examples=runs, stateful_step_count=STEPS))
+    print(f"{count} steps, 0 violations")
+    return count
+
+
+def test_anything_goes() -> None:
+    assert steps_in(32) >= 1_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_anything_goes_for_ten_thousand_steps() -> None:
+    assert steps_in(240) >= 10_000
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+def test_anything_goes_for_fifty_thousand_steps() -> None:
+    assert steps_in(1200) >= 50_000

@@ -15,8 +15,19 @@ from vmtenancy.reconcile.steps import Object
 from vmtenancy.testing.stage_memory import MemoryStage
 from vmtenancy.testing.story import tell
 
+#: Played in every check; the rest of them takes minutes.
+QUICK = (
+    "create and delete a machine",
+    "over quota, until room is made",
+    "a virtual cluster and its pods",
+    "a more urgent machine makes another one stop",
+    "a group, complete only with its last member",
+    "a node is lost",
+)
+NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SCENARIOS]
 
-@pytest.mark.parametrize("name", SCENARIOS)
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_crash_point_leads_to_the_same_end(name: str) -> None:
     lab = small_lab()
     points = [crash_points(without_faults(lab, act)) for act in SCENARIOS[name]]
@@ -24,7 +35,7 @@ def test_every_crash_point_leads_to_the_same_end(name: str) -> None:
     print(f"{sum(points)} points, 0 violations")
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", NAMES)
 def test_i8_a_controller_that_wakes_up_late_changes_nothing(name: str) -> None:
     lab = small_lab()
     points = [late_controllers(without_faults(lab, act)) for act in SCENARIOS[name]]

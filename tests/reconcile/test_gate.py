@@ -236,6 +236,7 @@ def test_the_next_pod_of_the_same_name_is_another_one(lab: Lab) -> None:
     second = lab.grant("Pod", "llm", "p")
     assert first
     assert second
+    assert [uid_of(grant) for grant in lab.cluster.world.of("GpuAllocation")] == [uid_of(second)]
     assert uid_of(first) != uid_of(second)
     assert pod(lab, "p")["spec"]["nodeName"] == second["spec"]["node"]
 

@@ -218,7 +218,12 @@ def test_who_waits_is_told_why_and_where_in_the_queue(lab: Lab) -> None:
     lab.settle()
     assert lab.status("GpuVM", "vision", "b")["phase"] == "Running"
     assert "queuePosition" not in lab.status("GpuVM", "vision", "b")
-    assert lab.events("GpuVM", "vision", "b") == ["QuotaExceeded", "Admitted", "Running"]
+    assert lab.events("GpuVM", "vision", "b") == [
+        "QuotaExceeded",
+        "Nominated",
+        "Admitted",
+        "Running",
+    ]
 
 
 def test_priority_goes_before_age(lab: Lab) -> None:

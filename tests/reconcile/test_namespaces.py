@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from lab import Lab, gpu_pod, gpu_vm, namespace, tenant, virtual_cluster
 
-from vmtenancy.api.names import TENANT_LABEL
+from vmtenancy.api.names import PROBE_PREFIX, TENANT_LABEL
 from vmtenancy.reconcile.world import labels_of
 
 A = ("GpuVM", "shared", "a")
@@ -144,3 +144,14 @@ def test_deleting_the_namespace_releases_what_was_granted_in_it(lab: Lab) -> Non
     assert not list(lab.cluster.world.of("GpuAllocation"))
     assert lab.find("Namespace", "", "vc-vision--lab") is None
     assert owner(lab, "vision") == "vision"  # the tenant lists it still, so it is made again
+
+
+def test_a_namespace_in_which_install_tries_the_policies_keeps_its_label(lab: Lab) -> None:
+    """Else an upgrade beside a running controller waits in vain for its own policies."""
+    lab.apply(
+        namespace(f"{PROBE_PREFIX}1", **{TENANT_LABEL: "probe"}),
+        namespace("stray", **{TENANT_LABEL: "probe"}),
+    )
+    lab.settle()
+    assert owner(lab, f"{PROBE_PREFIX}1") == "probe"
+    assert owner(lab, "stray") == ""

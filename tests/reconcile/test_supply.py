@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 from lab import READY, Lab, add_node, gpu_pod, gpu_vm, namespace, virtual_cluster
 
+from vmtenancy.reconcile import supply
+from vmtenancy.reconcile.demands import held
 from vmtenancy.reconcile.steps import Object
+from vmtenancy.reconcile.view import View
 from vmtenancy.reconcile.world import uid_of
 from vmtenancy.testing.fleet import gpu_node
 from vmtenancy.testing.story import PASSTHROUGH
@@ -121,28 +124,25 @@ def test_i4_a_deleted_machine_on_a_silent_node_is_charged_until_the_node_speaks(
     assert lab.find(*A) is None
 
 
-def test_a_node_that_vanishes_and_returns_gives_each_back_what_it_had(lab: Lab) -> None:
+def test_a_node_that_vanishes_and_returns_serves_whoever_waits(lab: Lab) -> None:
     lab.apply(gpu_vm("a", 2), gpu_pod("p", 2, namespace="llm"))
     lab.settle()
-    grant = lab.grant(*A)
     lost = {name: lab.get("Node", "", name) for name in ("machines", lab.node_of("Pod", "llm", "p"))}
     for name in lost:
-        lab.delete("Node", "", name)
-        lab.delete("GpuNode", "", name)
+        lab.lose(name)
     lab.settle()
     assert lab.find("Pod", "llm", "p") is None  # pods of a lost node are gone, and with them what they held
-    assert grant is not None
-    assert lab.live_grants() == {grant["metadata"]["name"]}  # the machine is still wanted
+    assert not lab.live_grants()
     lab.apply(gpu_vm("b", 2))
     lab.settle()
-    assert lab.status("GpuVM", "vision", "b")["phase"] == "Pending"
+    for name in "ab":
+        assert lab.status("GpuVM", "vision", name)["phase"] == "Pending"
     for node in lost.values():
         metadata = {key: node["metadata"][key] for key in ("name", "labels")}
         add_node(lab, {**node, "metadata": metadata, "status": {**node["status"], **READY}})
     lab.settle()
     for name in "ab":
         assert lab.status("GpuVM", "vision", name)["phase"] == "Running"
-    assert lab.grant(*A) == lab.get("GpuAllocation", "", grant["metadata"]["name"])
 
 
 def test_a_pod_that_waits_for_a_lost_node_goes_to_another(lab: Lab) -> None:
@@ -217,3 +217,62 @@ def test_a_new_node_admits_who_waits(lab: Lab) -> None:
     add_node(lab, node)
     lab.settle()
     assert lab.node_of(*A) == "more"
+
+
+def test_a_grant_keeps_the_cpu_and_memory_that_it_was_given(lab: Lab) -> None:
+    """What a stopped machine asks for now is not what its devices' node has set aside for it."""
+    lab.apply(gpu_vm("a", 2, whenStopped="Hold", cpu={"cores": 6}, memory="8Gi"))
+    lab.settle()
+    grant = lab.grant(*A)
+    assert grant is not None
+    assert (grant["spec"]["cpu"], grant["spec"]["memory"]) == ("6", "10Gi")
+    lab.edit(*A, runStrategy="Halted")
+    lab.settle()
+    lab.edit(*A, cpu={"cores": 2})
+    lab.settle()
+    assert lab.grant(*A) == lab.get("GpuAllocation", "", grant["metadata"]["name"])
+    view = View(lab.cluster.world, 0.0)
+    (held_by_a,) = (admit for admit in held(view, frozenset()) if admit.demand.key == "GpuVM vision/a")
+    assert held_by_a.placement
+    assert (held_by_a.placement.cpu, held_by_a.placement.memory) == (6000, 10 << 30)
+
+
+def test_more_than_it_was_granted_is_asked_for_anew(lab: Lab) -> None:
+    lab.apply(gpu_vm("a", 2, whenStopped="Hold"))
+    lab.settle()
+    before = lab.grant(*A)
+    lab.edit(*A, runStrategy="Halted")
+    lab.settle()
+    lab.edit(*A, memory="64Gi", runStrategy="Always")
+    lab.settle()
+    after = lab.grant(*A)
+    assert before
+    assert after
+    assert uid_of(before) != uid_of(after)
+    assert after["spec"]["memory"] == "66Gi"
+    assert lab.status(*A)["phase"] == "Running"
+
+
+def test_a_running_machine_is_not_stopped_because_we_count_otherwise_now(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an upgrade with another estimate of a launcher's own memory."""
+    lab.apply(gpu_vm("a", 2))
+    lab.settle()
+    monkeypatch.setattr(supply, "LAUNCHER_MEMORY", 3 << 30)
+    before = lab.cluster.writes
+    lab.settle()
+    assert lab.cluster.writes == before
+    lab.delete("VirtualMachineInstance", "vision", "a")
+    lab.settle()
+    assert lab.status(*A)["phase"] == "Running"
+
+
+def test_a_pod_grant_says_what_the_pod_asks_of_the_node(lab: Lab) -> None:
+    pod = gpu_pod("p", namespace="llm")
+    pod["spec"]["containers"][0]["resources"]["requests"] = {"cpu": "1500m", "memory": "1000000"}
+    lab.apply(pod)
+    lab.settle()
+    grant = lab.grant("Pod", "llm", "p")
+    assert grant
+    assert (grant["spec"]["cpu"], grant["spec"]["memory"]) == ("1500m", "1000000")

@@ -55,13 +55,21 @@ def test_a_machine_with_wrong_shapes_stops_nobody(lab: Lab, name: str) -> None:
     assert lab.reason("GpuVM", "vision", "wrong", "Admitted") in ("CannotRender", "Invalid", "NoCapacity")
 
 
-@pytest.mark.parametrize("values", [{"controlPlane": {"proxy": {"extraSANs": 5}}}, {"sync": 5}])
-def test_a_virtual_cluster_with_wrong_shapes_stops_nobody(lab: Lab, values: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("values", "of", "reason"),
+    [
+        ({"controlPlane": {"proxy": {"extraSANs": 5}}}, "Ready", "CannotRender"),
+        ({"sync": 5}, "Admitted", "Invalid"),
+    ],
+)
+def test_a_virtual_cluster_with_wrong_shapes_stops_nobody(
+    lab: Lab, values: dict[str, Any], of: str, reason: str
+) -> None:
     lab.apply(virtual_cluster("wrong", 0, values=values))
     lab.apply(gpu_vm("right"))
     lab.settle()
     assert lab.status("GpuVM", "vision", "right")["phase"] == "Running"
-    assert lab.reason("VirtualCluster", "llm", "wrong") == "CannotRender"
+    assert lab.reason("VirtualCluster", "llm", "wrong", of) == reason
 
 
 def test_numbers_beyond_all_nodes_stop_nobody(lab: Lab) -> None:

@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parents[2] / "vm-templates"
 
 def test_the_shipped_templates() -> None:
     catalog = parse_catalog({path.name: path.read_text() for path in FOLDER.glob("*.yaml")})
-    assert sorted(catalog) == ["default", "ubuntu-cuda", "windows"]
+    assert sorted(catalog) == ["bare", "default", "ubuntu-cuda", "windows"]
     assert all(template.description.endswith(".") for template in catalog.values())
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vmtenancy.api.common import Condition, Kind, ObjectMeta
     from vmtenancy.api.gpuallocation import GpuAllocation
     from vmtenancy.api.gpuclass import PARTS_PER_GPU, GpuClass
+    from vmtenancy.api.gpugroup import GpuGroup
     from vmtenancy.api.gpuledger import GpuLedger
     from vmtenancy.api.gpunode import GpuNode
     from vmtenancy.api.gpupool import GpuPool
@@ -29,6 +30,7 @@ _MODULES = {
     "Condition": "common",
     "GpuAllocation": "gpuallocation",
     "GpuClass": "gpuclass",
+    "GpuGroup": "gpugroup",
     "GpuLedger": "gpuledger",
     "GpuNode": "gpunode",
     "GpuPool": "gpupool",
@@ -48,6 +50,7 @@ __all__ = [
     "Condition",
     "GpuAllocation",
     "GpuClass",
+    "GpuGroup",
     "GpuLedger",
     "GpuNode",
     "GpuPool",

@@ -240,6 +240,15 @@ Uid = Annotated[str, Text(r"^[0-9A-Za-z-]+$", 64, "a uid")]
 #: GPUs as people read them, at most two decimals.
 GpuAmount = Annotated[str, Text(r"^[0-9]+(\.[0-9]{1,2})?$", 16, "an amount of GPUs, for example 2.25")]
 FreeText = Annotated[str, Field(max_length=1024)]
+Reason = Annotated[str, Text(r"^[A-Z][A-Za-z0-9]*$", 64, "a reason in CamelCase")]
+Timestamp = Annotated[
+    str,
+    Text(
+        r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?Z$",
+        40,
+        "a time in UTC, for example 2026-01-02T03:04:05Z",
+    ),
+]
 
 Generation = Annotated[int, Field(ge=0)]
 
@@ -273,20 +282,11 @@ class Condition(ApiModel):
         description="What is observed."
     )
     status: Literal["True", "False", "Unknown"] = Field(description="Whether it is so.")
-    reason: Annotated[str, Text(r"^[A-Z][A-Za-z0-9]*$", 64, "a reason in CamelCase")] = Field(
-        description="Why, as one word for programs."
-    )
+    reason: Reason = Field(description="Why, as one word for programs.")
     message: Annotated[str, Field(max_length=4096)] = Field(
         default="", description="Why, as a sentence for people."
     )
-    last_transition_time: Annotated[
-        str,
-        Text(
-            r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?Z$",
-            40,
-            "a time in UTC, for example 2026-01-02T03:04:05Z",
-        ),
-    ] = Field(description="When `status` changed last.")
+    last_transition_time: Timestamp = Field(description="When `status` changed last.")
     observed_generation: Generation = Field(default=0, description="The generation that was judged.")
 
 

@@ -12,16 +12,20 @@ from vmtenancy.api.common import (
     DeviceId,
     DnsLabel,
     DnsSubdomain,
+    FreeText,
     Generation,
     Items,
     Kind,
     ObjectName,
     PrinterColumn,
+    Reason,
     ResourceName,
     Rule,
+    Timestamp,
     Uid,
 )
 from vmtenancy.api.gpunode import NodeMode
+from vmtenancy.api.quantity import Quantity
 
 
 class Owner(ApiModel):
@@ -63,6 +67,12 @@ class GpuAllocationSpec(ApiModel):
     grants: Annotated[tuple[Grant, ...], Items(most=8, least=1, keys=("class",))] = Field(
         description="What is granted, per class."
     )
+    cpu: Quantity | None = Field(
+        default=None, description="Processor that it takes of the node, as it was asked for then."
+    )
+    memory: Quantity | None = Field(
+        default=None, description="Memory that it takes of the node, as it was asked for then."
+    )
     rules: ClassVar = (
         Rule(
             cel="self == oldSelf",
@@ -70,6 +80,22 @@ class GpuAllocationSpec(ApiModel):
             expected="no change: a grant is replaced by another, never edited",
             found="'a changed spec'",
         ),
+    )
+
+
+class Revoked(ApiModel):
+    """Why a grant is taken back before its owner gave it up."""
+
+    reason: Reason = Field(description="Why, as one word for programs.")
+    message: FreeText = Field(default="", description="Why, as a sentence for people.")
+    at: Timestamp = Field(description="When.")
+    pod_uid: Uid | None = Field(
+        default=None,
+        alias="podUID",
+        description="A pod that may still bind: only once it is gone the grant is taken back.",
+    )
+    preemptor: FreeText | None = Field(
+        default=None, description="The request that it makes room for, by kind, namespace and name."
     )
 
 
@@ -82,6 +108,10 @@ class GpuAllocationStatus(ApiModel):
     pod_uids: Annotated[tuple[Uid, ...], Items(most=64, unique=True)] = Field(
         default=(), alias="podUIDs", description="Pods that were let through the gate with it."
     )
+    let_go_at: Timestamp | None = Field(
+        default=None, description="When the last of these pods was; from then on it has to bind in time."
+    )
+    revoked: Revoked | None = Field(default=None, description="Set when the grant is taken back.")
 
 
 class GpuAllocation(Kind):

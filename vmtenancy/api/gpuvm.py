@@ -205,6 +205,9 @@ class GpuVMSpec(ApiModel):
     when_stopped: Literal["Release", "Hold"] = Field(
         default="Release", description="Release: a stopped machine gives its GPUs back. Hold: it keeps them."
     )
+    group: DnsLabel | None = Field(
+        default=None, description="The GpuGroup, in its namespace, with whose members it is admitted."
+    )
     priority: Priority = Field(
         default=0, description="Higher goes first, among the waiting requests of all tenants."
     )
@@ -239,6 +242,10 @@ class GpuVMSpec(ApiModel):
     )
 
 
+#: As many nodes as are remembered: the newest.
+MOST_AVOIDED: Final = 8
+
+
 class AllocationStatus(ApiModel):
     """What it was granted."""
 
@@ -257,6 +264,10 @@ class GpuVMStatus(Status):
     allocation: AllocationStatus | None = Field(default=None, description="What it was granted.")
     queue_position: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Its place among what waits for the same pool; 1 is next."
+    )
+    avoided_nodes: Annotated[tuple[DnsSubdomain, ...], Items(most=MOST_AVOIDED, unique=True)] = Field(
+        default=(),
+        description="Nodes on which it did not start: others come first, until it has started on one.",
     )
     message: FreeText | None = Field(default=None, description="What it waits for, or what is wrong.")
 

@@ -14,6 +14,8 @@ API_VERSION: Final = f"{GROUP}/{VERSION}"
 #: The scheduling gate that holds every pod with GPUs in a tenant's namespaces until it has a grant.
 GATE: Final = f"{GROUP}/allocation"
 
+#: Namespaces that `install` makes for a moment, to see the policies at work.
+PROBE_PREFIX: Final = "vmtenancy-probe-"
 #: Namespace label: the tenant that owns it. Only the controller may set it (admission policy).
 TENANT_LABEL: Final = f"{GROUP}/tenant"
 #: On host namespaces and children of a VirtualCluster: its name, and the namespace it is declared in.
@@ -31,14 +33,25 @@ OWNER_UID_LABEL: Final = f"{GROUP}/owner-uid"
 APPLIED_ANNOTATION: Final = f"{GROUP}/applied"
 #: Pod annotation and label that name the allocation it was bound with.
 ALLOCATION_ANNOTATION: Final = f"{GROUP}/allocation"
+#: Takes in what runs without a grant. On a Pod: any value. On a GpuVM: the uid of the VirtualMachine of its name. Only
+#: those may set it who may `adopt` gpuallocations (admission policy).
+ADOPT_ANNOTATION: Final = f"{GROUP}/adopt"
+#: A pod may name the GpuGroup that it belongs to; of a virtual cluster, one in the namespace of that.
+GROUP_ANNOTATION: Final = f"{GROUP}/group"
 #: A pod may name the class that it wants where several would deliver the same resource.
 CLASS_ANNOTATION: Final = f"{GROUP}/class"
 #: Keeps a GpuVM or VirtualCluster until its devices are free and its children are gone.
 FINALIZER: Final = f"{GROUP}/release"
 
+#: Conditions on pods: whether it has a grant, and whether its node still has what was granted.
+ADMITTED_CONDITION: Final = f"{GROUP}/Admitted"
+DEGRADED_CONDITION: Final = f"{GROUP}/Degraded"
+
 FIELD_MANAGER: Final = "vmtenancy"
 SYSTEM_NAMESPACE: Final = "vmtenancy-system"
 CONTROLLER_ACCOUNT: Final = "vmtenancy-controller"
+#: Who holds this Lease of the system namespace leads.
+CONTROLLER_LEASE: Final = CONTROLLER_ACCOUNT
 CONTROLLER_USER: Final = f"system:serviceaccount:{SYSTEM_NAMESPACE}:{CONTROLLER_ACCOUNT}"
 
 #: Node label by which NVIDIA's GPU Operator is told what a node's GPUs are for.

@@ -56,6 +56,17 @@ class OwnedPath:
             at = at[key]
         return at
 
+    def blocked(self, overlay: dict[str, Any]) -> tuple[str, Any] | None:
+        """The first part of the way there that is no object, which the schema wants it to be, and what it is."""
+        at: Any = overlay
+        for end, key in enumerate(self.keys[:-1], start=1):
+            if key not in at:
+                return None
+            at = at[key]
+            if not isinstance(at, dict):
+                return ".".join(self.keys[:end]), at
+        return None
+
     def rule(self) -> JsonSchemaValue:
         """As `x-kubernetes-validations` of the overlay."""
         keys = self.keys
@@ -83,6 +94,9 @@ class Overlay:
         found = [(owned, owned.find(value)) for owned in self.owned if owned.find(value) is not None]
         if found:
             raise PydanticCustomError("owned", "{text}", {"text": "an owned path is set", "found": found})
+        blocked = dict(way for owned in self.owned if (way := owned.blocked(value)) is not None)
+        if blocked:
+            raise PydanticCustomError("shape", "{text}", {"text": "not an object", "found": blocked})
         return value
 
     def __get_pydantic_json_schema__(

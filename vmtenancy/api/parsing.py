@@ -13,6 +13,7 @@ from vmtenancy.api.cohort import Cohort
 from vmtenancy.api.common import Kind, Rule
 from vmtenancy.api.gpuallocation import GpuAllocation
 from vmtenancy.api.gpuclass import GpuClass
+from vmtenancy.api.gpugroup import GpuGroup
 from vmtenancy.api.gpuledger import GpuLedger
 from vmtenancy.api.gpunode import GpuNode
 from vmtenancy.api.gpupool import GpuPool
@@ -25,7 +26,10 @@ from vmtenancy.errors import Code, Problem, VmtError
 
 KINDS: Final[dict[str, type[Kind]]] = {
     model.__name__: model
-    for model in (GpuPool, GpuClass, GpuNode, Cohort, Tenant, GpuVM, VirtualCluster, GpuAllocation, GpuLedger)
+    for model in (
+        *(GpuPool, GpuClass, GpuNode, Cohort, Tenant),
+        *(GpuVM, VirtualCluster, GpuGroup, GpuAllocation, GpuLedger),
+    )
 }
 
 
@@ -88,6 +92,9 @@ def _problems(model: type[BaseModel], detail: ErrorDetails) -> Iterator[Problem]
         case "owned":
             for owned, found in context["found"]:
                 yield _owned(path, owned, found)
+        case "shape":
+            for inside, found in context["found"].items():
+                yield _invalid(f"{path}.{inside}", found, "an object")
         case "rules":
             for rule in context["broken"]:
                 yield _broken(location, rule, detail["input"])

@@ -65,6 +65,19 @@ def to_milli(text: str | int) -> int:
     return _round_away(parse_quantity(text) * 1000)
 
 
+def cpu_text(milli: int) -> str:
+    """Millicores as a quantity: `"2"`, `"250m"`."""
+    return f"{milli}m" if milli % 1000 else str(milli // 1000)
+
+
+def memory_text(count: int) -> str:
+    """Bytes as a quantity, in the largest binary unit that divides them: `"6Gi"`, `"1025"`."""
+    for unit, size in reversed(_BINARY.items()):
+        if count and count % size == 0:
+            return f"{count // size}{unit}"
+    return str(count)
+
+
 def _round_away(value: Fraction) -> int:
     magnitude = -(-abs(value.numerator) // value.denominator)
     return magnitude if value >= 0 else -magnitude

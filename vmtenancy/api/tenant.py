@@ -46,6 +46,21 @@ class TenantQuota(PoolQuota):
     )
 
 
+class Preemption(ApiModel):
+    """Which workloads are stopped, gracefully, to make room for a request of the tenant that does not fit.
+
+    What a VirtualCluster is guaranteed, and what its pods draw on that, is never taken. The names are Kueue's.
+    """
+
+    within_tenant: Literal["Never", "LowerPriority"] = Field(
+        default="Never", description="Workloads of the tenant itself."
+    )
+    reclaim_within_cohort: Literal["Never", "LowerPriority", "Any"] = Field(
+        default="Never",
+        description="Workloads of tenants that have borrowed, as long as this one stays within its nominal quota.",
+    )
+
+
 class TenantSpec(ApiModel):
     """Namespaces and quota."""
 
@@ -57,6 +72,9 @@ class TenantSpec(ApiModel):
     )
     quota: Annotated[tuple[TenantQuota, ...], Items(most=64, keys=("pool",))] = Field(
         default=(), description="Quota per pool; none in a pool that is not listed."
+    )
+    preemption: Preemption = Field(
+        default=Preemption(), description="What may be stopped to make room for its requests."
     )
 
 

@@ -24,6 +24,13 @@ def controller(
     lease_duration: Annotated[
         float, typer.Option(min=1.0, help="Seconds after which another controller may take over.")
     ] = 10.0,
+    bind_deadline: Annotated[
+        float,
+        typer.Option(
+            min=1.0,
+            help="Seconds for the scheduler to bind a pod that was let through the gate; then its grant is taken back.",
+        ),
+    ] = 300.0,
     vcluster_chart: Annotated[
         Path | None,
         typer.Option(
@@ -64,6 +71,7 @@ def controller(
         context=context,
         act_as_account=act_as_account,
         lease_duration_s=lease_duration,
+        bind_deadline_s=bind_deadline,
         templates=resources.templates(templates),
         chart=vcluster_chart,
         chart_values=resources.mapping(vcluster_values) if vcluster_values else {},

@@ -74,12 +74,13 @@ def answer_for(view: View, obj: Object) -> Answer:
         ]
         where = f" on node {grant.node}" if grant.node else ""
         return Answer(f"{key} holds {', '.join(held)}{where} by grant {grant.name}")
-    requests, fleet, tree, holds = explain_requests(view)
+    requests, fleet, tree, holds, now = explain_requests(view)
     if unclear := requests.unclear.get(uid):
         return Answer(f"{key} waits: {unclear.reason}: {unclear.message}")
     if key not in requests.asked:
         return Answer(f"{key} asks for nothing now")
-    why = explain_demand(fleet, tree, holds, [asked.demand for asked in requests.asked.values()], key)
+    demands = [asked.demand for asked in requests.asked.values()]
+    why = explain_demand(fleet, tree, holds, demands, key, now.ending, now.promised)
     if why is None:
         return Answer(f"{key} can be admitted now: the controller has not got to it yet, or is not running")
     details = [f"number {why.wait.position} in the queue for its pools"] if why.wait.position else []

@@ -10,7 +10,18 @@ import sys
 
 import typer
 
-from vmtenancy.cli import controller_cmd, demo, dev_cmd, explain_cmd, get, install, picture
+from vmtenancy.cli import (
+    adopt_cmd,
+    backup_cmd,
+    controller_cmd,
+    demo,
+    dev_cmd,
+    doctor_cmd,
+    explain_cmd,
+    get,
+    install,
+    picture,
+)
 from vmtenancy.errors import Code, VmtError
 
 app = typer.Typer(
@@ -25,7 +36,11 @@ app.command()(install.uninstall)
 app.command("controller")(controller_cmd.controller)
 app.command("get")(get.get)
 app.command("explain")(explain_cmd.explain)
+app.command("doctor")(doctor_cmd.doctor)
+app.command("adopt")(adopt_cmd.adopt)
 app.command("fleet")(picture.fleet)
+app.command("export")(backup_cmd.export)
+app.command("import")(backup_cmd.import_)
 app.command("demo")(demo.demo)
 app.add_typer(dev_cmd.app, name="dev")
 

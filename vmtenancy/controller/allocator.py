@@ -17,13 +17,15 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from vmtenancy.controller.metrics import Metrics
+from vmtenancy.core.ledger.head import Head
 from vmtenancy.kube.backoff import Backoff
 from vmtenancy.kube.cache import Cache
 from vmtenancy.kube.errors import KubeError
 from vmtenancy.kube.executor import Executor, Outcome, StoppedError
+from vmtenancy.reconcile.kinds import KINDS
 from vmtenancy.reconcile.ledger import take_over_chain
 from vmtenancy.reconcile.steps import Chain, Plan
-from vmtenancy.reconcile.view import View
+from vmtenancy.reconcile.view import LEDGER_NAME, View
 from vmtenancy.reconcile.world import World
 
 log = logging.getLogger(__name__)
@@ -31,9 +33,11 @@ log = logging.getLogger(__name__)
 Planner = Callable[[World, float], Plan]
 ReadAgain = Callable[[Sequence[str]], Awaitable[None]]
 
+#: What is read before the ledger is taken over: a head that is new must not be behind the marks of its grants.
+LEDGER: Final = ("GpuLedger", "GpuAllocation")
 #: What a new leader reads again before its first decision: grants, who may have them, who has them.
 DECISIVE: Final = (
-    *("GpuAllocation", "GpuLedger", "GpuVM", "VirtualCluster", "Tenant", "Namespace"),
+    *("GpuAllocation", "GpuLedger", "GpuVM", "VirtualCluster", "GpuGroup", "Tenant", "Namespace"),
     *("Pod", "VirtualMachine", "VirtualMachineInstance"),
 )
 
@@ -71,6 +75,7 @@ class Allocator:
         """`read_again` brings kinds up to date by a consistent read; a new leader can not trust its watches."""
         self._read_again, self._caught_up = read_again, read_again is None
         self._term = 0
+        self._identity, self._lives, self._rewound = cache.world.identity, 1, False
         self._cache, self._executor, self._planner = cache, executor, planner
         self._leads, self._metrics, self._clock = leads, metrics, clock
         self._wake = asyncio.Event()
@@ -109,6 +114,8 @@ class Allocator:
             wait_s: float | None = None
             if self._cache.synced.is_set() and self._leads():
                 self._round_began = time.monotonic()
+                if self._caught_up and self._read_again is not None:
+                    self._watch_head()
                 wait_s = await (self._round() if self._caught_up else self._take_over())
                 self._round_began = None
             if self._stopping:
@@ -129,24 +136,53 @@ class Allocator:
         assert self._read_again is not None  # noqa: S101 - else it is caught up from the start
         term = self._term
         try:
-            await self._read_again(("GpuLedger",))
+            await self._read_again(LEDGER)
             chain = take_over_chain(View(self._cache.snapshot(), self._clock()))
             if chain is not None:
                 (outcome,) = await self._execute(Plan((chain,))) or (None,)
                 if outcome is None or outcome.error is not None:
                     return await self._rest()
-            await self._read_again(DECISIVE)
+            await self._read_again(tuple(KINDS) if self._rewound else DECISIVE)
         except KubeError as error:
             log.warning("can not take over yet: %s", error)
             return await self._rest()
         # Not if the Lease was lost on the way, even if it is held again: another may have led in between.
         self._caught_up = self._leads() and term == self._term
+        self._rewound = self._rewound and not self._caught_up
         return 0.0
+
+    def _watch_head(self) -> None:
+        """A ledger that is behind what was seen of it was restored from a backup, or deleted."""
+        world = self._cache.world
+        ledger = world.get("GpuLedger", "", LEDGER_NAME)
+        head = Head.from_spec(ledger["spec"]) if ledger else Head()
+        if (head.epoch, head.sequence) >= world.head_seen:
+            world.head_seen = (head.epoch, head.sequence)
+            return
+        log.error(
+            "the ledger went back from epoch %d, commit %d to epoch %d, commit %d",
+            *(*world.head_seen, head.epoch, head.sequence),
+        )
+        self.rewound()
+
+    def rewound(self) -> None:
+        """What this process knows is of another history, in which its epoch may be another's, too.
+
+        It goes on as another controller, which takes the ledger over above everything seen, and reads everything again.
+        """
+        if self._executing:
+            self._executing.cancel()
+        self._metrics.ledger_rewinds.inc()
+        self._lives += 1
+        self._cache.world.identity = f"{self._identity}.{self._lives}"
+        self._term += 1
+        self._caught_up, self._rewound = self._read_again is None, True
+        self.poke()
 
     async def _round(self) -> float | None:
         """Plan once and execute. Seconds after which to plan again even if nothing changes."""
         now = self._clock()
-        started = time.perf_counter()
+        started, term = time.perf_counter(), self._term
         try:
             plan = await asyncio.to_thread(self._planner, self._cache.snapshot(), now)
         except Exception:
@@ -154,6 +190,8 @@ class Allocator:
             self._metrics.plan_errors.inc()
             return await self._rest()
         self._metrics.plan_seconds.observe(time.perf_counter() - started)
+        if term != self._term:
+            return 0.0  # made of what was known in a term that is over
         due = self._due(plan.chains)
         outcomes = await self._execute(Plan(due))
         if self._account(outcomes):
@@ -179,7 +217,7 @@ class Allocator:
         except asyncio.CancelledError:
             if (current := asyncio.current_task()) and current.cancelling():
                 raise
-            log.warning("the Lease is lost: %d chains dropped", len(plan.chains))
+            log.warning("this term is over: %d chains dropped", len(plan.chains))
             return ()
         finally:
             self._executing.cancel()

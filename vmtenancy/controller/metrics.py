@@ -22,6 +22,11 @@ class Metrics:
         self.plan_errors = Counter(
             "vmtenancy_plan_errors", "Plans that could not be made: a bug", registry=self.registry
         )
+        self.ledger_rewinds = Counter(
+            "vmtenancy_ledger_rewinds",
+            "Times that the ledger was found behind what was seen of it: deleted, or restored from a backup",
+            registry=self.registry,
+        )
         self._steps = Counter(
             "vmtenancy_steps",
             "Steps run, by kind of step and outcome (ok, or the class of the error)",

@@ -12,31 +12,25 @@ import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import kopf
 
-from vmtenancy.api.names import CONTROLLER_ACCOUNT, SYSTEM_NAMESPACE
-from vmtenancy.controller.allocator import Allocator, Planner
+from vmtenancy.api.names import CONTROLLER_ACCOUNT, CONTROLLER_LEASE, SYSTEM_NAMESPACE
+from vmtenancy.controller.allocator import Planner
+from vmtenancy.controller.engine import Engine
 from vmtenancy.controller.metrics import Metrics
 from vmtenancy.errors import Code, Problem, VmtError
 from vmtenancy.helm.chart import Chart
-from vmtenancy.kube.cache import Cache
 from vmtenancy.kube.client import Client
-from vmtenancy.kube.executor import Executor, Render
+from vmtenancy.kube.executor import Render
 from vmtenancy.kube.lease import DURATION_S, Lease
-from vmtenancy.kube.reflector import Reflectors
-from vmtenancy.kube.snapshot import read_again
 from vmtenancy.reconcile.planner import plan
 from vmtenancy.reconcile.steps import Object, RenderChart
-from vmtenancy.reconcile.world import World
+from vmtenancy.reconcile.world import BIND_DEADLINE_S, World
 
 log = logging.getLogger(__name__)
-
-#: Chains in hand get this long to end when the process is told to stop.
-GRACE_S: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +46,9 @@ class Options:
     context: str | None = None
     act_as_account: bool = False
     namespace: str = SYSTEM_NAMESPACE
-    lease_name: str = "vmtenancy-controller"
+    lease_name: str = CONTROLLER_LEASE
     lease_duration_s: float = DURATION_S
+    bind_deadline_s: float = BIND_DEADLINE_S
     templates: Mapping[str, str] = field(default_factory=dict)
     chart: Path | None = None
     chart_values: Mapping[str, Any] = field(default_factory=dict)
@@ -124,7 +119,7 @@ class Controller:
         )
 
     async def _probe(self, **_: Any) -> str:
-        if self._allocator.stuck():
+        if self._engine.allocator.stuck():
             raise kopf.PermanentError("one round of the allocator does not end")
         return "leader" if self._lease.held() else "standby"
 
@@ -145,9 +140,11 @@ class Controller:
         self._client = client
         version = await client.request("GET", "/version")
         world = World(
-            identity=self.identity, templates=options.templates, vcluster_values=options.chart_values
+            identity=self.identity,
+            templates=options.templates,
+            vcluster_values=options.chart_values,
+            bind_deadline=options.bind_deadline_s,
         )
-        self._cache = Cache(world, self._changed)
         self._lease = Lease(
             client,
             namespace=options.namespace,
@@ -155,36 +152,27 @@ class Controller:
             identity=self.identity,
             duration_s=options.lease_duration_s,
             on_change=self._led,
+            on_rewind=self._rewound,
         )
-        executor = Executor(
+        self._engine = Engine(
             client,
-            self._cache,
+            world,
             render=chart_renderer(options, version["gitVersion"]),
-            may_write=self._lease.held,
-            instance=self.identity,
-            on_step=self.metrics.step,
-        )
-        self._allocator = Allocator(
-            self._cache,
-            executor,
-            self._planner,
             leads=self._lease.held,
+            planner=self._planner,
             metrics=self.metrics,
-            read_again=partial(read_again, client, self._cache),
         )
-        self.metrics.observe(is_leader=self._lease.held, chains_waiting=lambda: executor.waiting)
-        reflectors = await enter(Reflectors(client, self._cache, self.metrics.watch_restart))
-        self._background(reflectors.failed())
+        # The engine stops first: chains in hand need the Lease until their end.
         self._stack.push_async_callback(self._lease.release)
         self._background(self._lease.run())
-        allocating = self._background(self._allocator.run())
-        self._stack.push_async_callback(self._finish, allocating)
-
-    def _changed(self) -> None:
-        self._allocator.poke()
+        await enter(self._engine)
+        self._background(self._engine.failed())
 
     def _led(self, held: bool) -> None:
-        self._allocator.leadership(held)
+        self._engine.allocator.leadership(held)
+
+    def _rewound(self) -> None:
+        self._engine.cache.rewind()
 
     def _background(self, work: Any) -> asyncio.Task[None]:
         """Run for as long as the process does; the process ends with the error if it fails."""
@@ -204,10 +192,6 @@ class Controller:
         task.add_done_callback(ended)
         self._stack.push_async_callback(cancel)
         return task
-
-    async def _finish(self, allocating: asyncio.Task[None]) -> None:
-        self._allocator.stop()
-        await asyncio.wait([allocating], timeout=GRACE_S)
 
 
 def chart_renderer(options: Options, kube_version: str) -> Render:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Final
 
 from vmtenancy.reconcile.kinds import KINDS, KindInfo
+from vmtenancy.reconcile.ownership import is_our_apply
 from vmtenancy.reconcile.steps import Object, Ref
 from vmtenancy.reconcile.world import World, labels_of, ref_of, uid_of
 
@@ -33,6 +34,9 @@ class Cache:
         self.world = world or World()
         self.synced = asyncio.Event()
         self._on_change = on_change
+        self.on_rewind: list[Callable[[], None]] = []
+        """Called by `rewind`."""
+        self._history, self._listed_in = 0, dict.fromkeys(KINDS, 0)
         self._unlisted = set(KINDS)
         self._listed_at: dict[str, int] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
@@ -62,19 +66,26 @@ class Cache:
         """A full list: what is not in it is gone, unless we wrote it after the list was made.
 
         `begun_at` is `newest(kind)` from before the list was asked for. A list is consistent, so an older one
-        means that the server's history was rewound (etcd restored from a backup): then only the list counts.
+        means that the server's history was rewound (etcd restored from a backup): then only the lists count.
         """
         kind = info.kind
         version = int(resource_version or 0)
-        if version < begun_at:
-            self.world.objects[kind].clear()
-            self._gone.clear()
+        listed = {_key(item): item for item in items}
+        held = self.world.objects[kind]
+        # Where the new history has caught up with the old one, a single object may still have gone back.
+        went_back = version < begun_at or any(
+            _version(item) < _version(held[key]) <= version for key, item in listed.items() if key in held
+        )
+        if went_back and self._listed_in[kind] == self._history:
+            self.rewind()
+        if self._listed_in[kind] < self._history:
+            held.clear()
+            self._listed_in[kind] = self._history
         self._listed_at[kind] = version
-        listed = {(ref.namespace, ref.name): item for item in items for ref in (ref_of(item),)}
-        changed = False
-        for key, held in list(self.world.objects[kind].items()):
-            if key not in listed and _version(held) <= version:
-                changed |= self._bury(ref_of(held), uid_of(held))
+        changed = went_back
+        for key, obj in list(held.items()):
+            if key not in listed and _version(obj) <= version:
+                changed |= self._bury(ref_of(obj), uid_of(obj))
         for item in listed.values():
             changed |= self._put(item)
         if kind in self._unlisted:
@@ -84,6 +95,19 @@ class Cache:
                 self.synced.set()
         if changed:
             self._on_change()
+
+    def rewind(self) -> None:
+        """The server's history is another one than was seen (etcd restored from a backup).
+
+        What went by its versions is forgotten: they come again, with other content. The next list of each kind counts
+        alone.
+        """
+        self._history += 1
+        self._gone.clear()
+        self._listed_at.clear()
+        self.world.memo = {}
+        for callback in self.on_rewind:
+            callback()
 
     def observe(self, event_type: str, obj: Object) -> None:
         """One event of a watch, bookmarks excluded."""
@@ -139,8 +163,10 @@ class Cache:
                 return False
             if uid_of(held) != uid_of(obj):
                 self._remember_gone(uid_of(held))
-        # A third of every object, of no use to a plan; a PUT without it leaves the stored ones alone.
-        obj["metadata"].pop("managedFields", None)
+        # A third of every object; of use to a plan is only what is still ours of what we applied.
+        accounts = obj["metadata"].pop("managedFields", None) or ()
+        if ours := [entry for entry in accounts if is_our_apply(entry)]:
+            obj["metadata"]["managedFields"] = ours
         self.world.put(obj)
         return True
 
@@ -156,6 +182,11 @@ class Cache:
         self._gone[uid] = None
         while len(self._gone) > MAX_TOMBSTONES:
             self._gone.popitem(last=False)
+
+
+def _key(obj: Object) -> tuple[str, str]:
+    ref = ref_of(obj)
+    return ref.namespace, ref.name
 
 
 def _version(obj: Object) -> int:

@@ -226,22 +226,42 @@ class Client:
         """One object, read live. Raises `KubeError`."""
         return await self.request("GET", path_of(info, namespace, name))
 
+    async def find(self, info: KindInfo, ref: Ref) -> Object | None:
+        """One object, read live, or None. Raises `KubeError`, `NotFoundError` where the kind itself is missing."""
+        query = {"fieldSelector": f"metadata.name={ref.name}"}
+        found = await self.request("GET", path_of(info, ref.namespace), query=query)
+        items = found["items"] or ()
+        return {**items[0], "apiVersion": info.api_version, "kind": info.kind} if items else None
+
     async def list_all(self, info: KindInfo, *, accept: str = JSON) -> tuple[list[Object], str]:
         """All objects of a kind that its selectors want, and the resourceVersion they were read at.
 
         Raises `KubeError`; `ExpiredError` when a page came too late.
         """
-        query = {**_selectors(info), "limit": str(PAGE)}
         items: list[Object] = []
+        version = ""
+        async for page, version in self.pages(info, accept=accept):  # noqa: B007 - the last one counts
+            items += page
+        return items, version
+
+    async def pages(
+        self, info: KindInfo, *, at: str = "", accept: str = JSON, limit: int = PAGE
+    ) -> AsyncGenerator[tuple[list[Object], str], None]:
+        """The same page by page, as the objects were at resourceVersion `at`, or are now. Raises as `list_all`."""
+        wanted = {**_selectors(info), "limit": str(limit)}
+        query = dict(wanted)
+        if at:
+            query |= {"resourceVersion": at, "resourceVersionMatch": "Exact"}
         while True:
             page = await self.request("GET", path_of(info), query=query, accept=accept)
             # The items of a list do not name their kind; an empty list of metadata is null.
             named = {"apiVersion": info.api_version, "kind": info.kind}
-            items += [{**item, **named} for item in page["items"] or ()]
+            yield [{**item, **named} for item in page["items"] or ()], page["metadata"]["resourceVersion"]
             more = page["metadata"].get("continue")
             if not more:
-                return items, page["metadata"]["resourceVersion"]
-            query["continue"] = more
+                return
+            # The token has the version in it.
+            query = {**wanted, "continue": more}
 
     async def watch(
         self, info: KindInfo, resource_version: str, *, accept: str = JSON, duration_s: float = 300.0
@@ -280,7 +300,7 @@ class Client:
         return await self.request("POST", path_of(info, namespace), body=obj, query=query)
 
     async def apply(self, obj: Object, *, dry_run: bool = False) -> Object:
-        """Server-side apply with force as our one field owner.
+        """Server-side apply with force as our one field owner; `metadata.resourceVersion` is a precondition.
 
         Unknown fields are refused. Raises `KubeError`.
         """
@@ -288,9 +308,11 @@ class Client:
         return await self.request("PATCH", await self._path(obj), body=obj, query=query, content_type=APPLY)
 
     async def replace(self, obj: Object, *, status: bool = False, dry_run: bool = False) -> Object:
-        """PUT, compare-and-swap on `metadata.resourceVersion`. Raises `KubeError`."""
+        """PUT, compare-and-swap on `metadata.resourceVersion`; who owns fields stays as stored. Raises `KubeError`."""
         path = await self._path(obj) + ("/status" if status else "")
-        return await self.request("PUT", path, body=obj, query=_write(strict=False, dry_run=dry_run))
+        metadata = {name: value for name, value in obj["metadata"].items() if name != "managedFields"}
+        body = {**obj, "metadata": metadata}
+        return await self.request("PUT", path, body=body, query=_write(strict=False, dry_run=dry_run))
 
     async def delete(self, info: KindInfo, ref: Ref, *, uid: str = "", version: str = "") -> Object | None:
         """DELETE, only the object of this uid and resourceVersion where given.
@@ -321,7 +343,7 @@ def path_of(info: KindInfo, namespace: str = "", name: str = "") -> str:
 
 def micro_time() -> str:
     """Now, as the API writes `MicroTime`."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.datetime.fromtimestamp(time.time(), datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _selectors(info: KindInfo) -> dict[str, str]:

@@ -17,6 +17,7 @@ from vmtenancy.kube.cache import Cache
 from vmtenancy.kube.client import Client, micro_time
 from vmtenancy.reconcile.kinds import KINDS
 from vmtenancy.reconcile.steps import (
+    Absent,
     Apply,
     Chain,
     Create,
@@ -136,6 +137,11 @@ class Executor:
                 self._cache.wrote(await self._client.replace(obj, status=status))
             case Delete():
                 await self._delete(step)
+            case Absent(ref, uid):
+                found = await self._client.find(KINDS[ref.kind], ref)
+                if found is not None and uid_of(found) == uid:
+                    self._cache.wrote(found)
+                    raise errors.ConflictError(f"{ref} still exists")
             case Emit():
                 await self._client.create(event_of(step, self._instance))
             case RenderChart(key):

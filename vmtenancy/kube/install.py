@@ -12,10 +12,18 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from enum import StrEnum
 from functools import partial
 from typing import Any, Final
 
-from vmtenancy.api.names import API_VERSION, CONTROLLER_ACCOUNT, GATE, SYSTEM_NAMESPACE, TENANT_LABEL
+from vmtenancy.api.names import (
+    API_VERSION,
+    CONTROLLER_ACCOUNT,
+    GATE,
+    PROBE_PREFIX,
+    SYSTEM_NAMESPACE,
+    TENANT_LABEL,
+)
 from vmtenancy.errors import Code, Problem, VmtError
 from vmtenancy.kube import errors
 from vmtenancy.kube.client import Client
@@ -28,6 +36,12 @@ Tell = Callable[[str], None]
 
 DEADLINE_S: Final = 60.0
 _POLL_S: Final = 0.1
+_NOT_YET: Final = (
+    errors.ConflictError,
+    errors.ForbiddenError,
+    errors.NotFoundError,
+    errors.UnavailableError,
+)
 #: While one of these exists, removing the kinds would pull the ledger from under running workloads.
 _IN_USE: Final = ("GpuVM", "VirtualCluster", "GpuAllocation", "Tenant")
 
@@ -90,26 +104,39 @@ async def _refuse_while_in_use(client: Client) -> None:
         raise VmtError.of(problems)
 
 
-async def _apply(client: Client, obj: Object, tell: Tell, dry_run: bool) -> None:
+class State(StrEnum):
+    """How an object compares with what is stored."""
+
+    MISSING = "created"
+    CHANGED = "changed"
+    UNCHANGED = "unchanged"
+
+
+async def state_of(client: Client, obj: Object, *, write: bool = False) -> State:
+    """How applying `obj` changes what is stored; done too with `write`. Raises `KubeError`.
+
+    Without it what can not be tried, since its namespace or its kind is not there, is missing.
+    """
     ref = ref_of(obj)
-    info = await client.kind(obj["apiVersion"], ref.kind)
     before: Object | None = None
-    with suppress(errors.NotFoundError):
-        before = await client.get(info, ref.namespace, ref.name)
-    would = "would be " if dry_run else ""
     try:
-        after = await client.apply(obj, dry_run=dry_run)
+        info = await client.kind(obj["apiVersion"], ref.kind)
+        with suppress(errors.NotFoundError):
+            before = await client.get(info, ref.namespace, ref.name)
+        after = await client.apply(obj, dry_run=not write)
     except errors.NotFoundError:
-        if not dry_run or not ref.namespace:
+        if write:
             raise
-        tell(f"{ref} would be created (not checked: its namespace is not there yet)")
-        return
+        return State.MISSING
     if before is None:
-        tell(f"{ref} {would}created")
-    elif _content(before) == _content(after):
-        tell(f"{ref} unchanged")
-    else:
-        tell(f"{ref} {would}changed")
+        return State.MISSING
+    return State.UNCHANGED if _content(before) == _content(after) else State.CHANGED
+
+
+async def _apply(client: Client, obj: Object, tell: Tell, dry_run: bool) -> None:
+    state = await state_of(client, obj, write=not dry_run)
+    would = "would be " if dry_run and state is not State.UNCHANGED else ""
+    tell(f"{ref_of(obj)} {would}{state}")
 
 
 def _content(obj: Object) -> Object:
@@ -135,7 +162,7 @@ async def wait_enforced(client: Client) -> None:
 
     `client` is an administrator's. Raises `VmtError` after a minute, with what was not seen.
     """
-    name = f"vmtenancy-probe-{uuid.uuid4().hex[:8]}"
+    name = f"{PROBE_PREFIX}{uuid.uuid4().hex[:8]}"
     async with await client.as_service_account(SYSTEM_NAMESPACE, CONTROLLER_ACCOUNT) as controller:
         namespace = _object("v1", "Namespace", name, labels={TENANT_LABEL: name})
         await _retried(lambda: controller.create(namespace), "the controller's account to make a namespace")
@@ -148,19 +175,7 @@ async def wait_enforced(client: Client) -> None:
 
 def _checks(client: Client, namespace: str) -> list[Callable[[], Awaitable[bool]]]:
     """One check for every policy that an administrator can meet."""
-    pod = _object("v1", "Pod", "probe", namespace=namespace) | {
-        "spec": {
-            "serviceAccountName": "probe",
-            "automountServiceAccountToken": False,
-            "containers": [
-                {
-                    "name": "probe",
-                    "image": "registry.example/probe",
-                    "resources": {"limits": {"nvidia.com/gpu": "1"}},
-                }
-            ],
-        }
-    }
+    pod = _pod(namespace, "probe")
     ledger = _object(API_VERSION, "GpuLedger", namespace) | {
         "spec": {"epoch": 1, "holder": "", "sequence": 0}
     }
@@ -190,6 +205,25 @@ async def _kept(client: Client, pod: Object) -> Object:
         return await client.get(KINDS["Pod"], pod["metadata"]["namespace"], pod["metadata"]["name"])
 
 
+def _pod(namespace: str, account: str) -> Object:
+    """A pod with a GPU, as nobody should be able to run it."""
+    container = {
+        "name": "probe",
+        "image": "registry.example/probe",
+        "resources": {"limits": {"nvidia.com/gpu": "1"}},
+    }
+    spec = {"serviceAccountName": account, "automountServiceAccountToken": False, "containers": [container]}
+    return _object("v1", "Pod", "probe", namespace=namespace) | {"spec": spec}
+
+
+async def gates_pods(client: Client, namespace: str) -> bool | None:
+    """Whether a pod with GPUs would be gated, or refused by a policy of ours; None where something else refuses it."""
+    try:
+        return _is_gated(await client.create(_pod(namespace, "default"), dry_run=True))
+    except (errors.ForbiddenError, errors.InvalidError) as error:
+        return True if "vmtenancy.io' with binding" in str(error) else None
+
+
 def _is_gated(pod: Mapping[str, Any]) -> bool:
     return any(gate["name"] == GATE for gate in pod["spec"].get("schedulingGates") or ())
 
@@ -213,7 +247,10 @@ def _object(
 
 
 async def _until(what: str, checks: Iterable[Callable[[], Awaitable[bool]]]) -> None:
-    """Wait for each check in turn; a refusal by the API server counts as not yet. Raises `VmtError`."""
+    """Wait for each check in turn; a refusal by the API server counts as not yet. Raises `VmtError`.
+
+    So does a conflict: a controller that runs writes to the probe's objects too.
+    """
     end = time.monotonic() + DEADLINE_S
     for check in checks:
         reason = ""
@@ -221,7 +258,7 @@ async def _until(what: str, checks: Iterable[Callable[[], Awaitable[bool]]]) -> 
             try:
                 if await check():
                     break
-            except (errors.ForbiddenError, errors.NotFoundError, errors.UnavailableError) as error:
+            except _NOT_YET as error:
                 reason = f": {error}"
             if time.monotonic() > end:
                 raise VmtError(

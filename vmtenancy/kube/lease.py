@@ -41,9 +41,11 @@ class Lease:
         identity: str,
         duration_s: float = DURATION_S,
         on_change: Callable[[bool], None] = lambda held: None,
+        on_rewind: Callable[[], None] = lambda: None,
     ) -> None:
         """`identity` must be new for every process. `on_change` is called with whether we hold it now.
 
+        `on_rewind` is called when the Lease is older than it was: the server's data was restored from a backup.
         `duration_s` is at least 1: the Lease stores whole seconds.
         """
         self.identity = identity
@@ -52,7 +54,8 @@ class Lease:
         self._duration_s = duration_s
         self._retry_s = duration_s / 5
         self._deadline_s = duration_s * 2 / 3
-        self._on_change = on_change
+        self._on_change, self._on_rewind = on_change, on_rewind
+        self._newest = 0  # resourceVersion: it only rises, but for a restored backup
         self._announced = False
         self._renewed_at: float | None = None  # when the request of the last successful renewal was sent
         self._seen = ""  # resourceVersion of the Lease as last observed, and since when it is that one
@@ -108,8 +111,9 @@ class Lease:
         try:
             lease = await self._client.get(LEASES, self._namespace, self._name)
         except errors.NotFoundError:
-            await self._client.create(self._taken({}))
+            self._saw(await self._client.create(self._taken({})))
             return True
+        self._saw(lease)
         version = lease["metadata"]["resourceVersion"]
         spec = lease.get("spec") or {}
         holder = spec.get("holderIdentity") or ""
@@ -118,8 +122,18 @@ class Lease:
             self._seen, self._seen_at = version, now
         if holder not in ("", self.identity) and now < self._seen_at + spec.get("leaseDurationSeconds", 0):
             return False
-        await self._client.replace(self._taken(lease))
+        self._saw(await self._client.replace(self._taken(lease)))
         return True
+
+    def _saw(self, lease: Object) -> None:
+        """Give up what is held by a history that is no more."""
+        version = int(lease["metadata"]["resourceVersion"])
+        if version < self._newest:
+            log.error("lease %s went back from resourceVersion %d to %d", self._name, self._newest, version)
+            self._renewed_at = None
+            self._announce()
+            self._on_rewind()
+        self._newest = version
 
     def _taken(self, lease: Object) -> Object:
         """The Lease with us as its holder, to be written under its resourceVersion."""

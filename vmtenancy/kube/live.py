@@ -26,8 +26,8 @@ class LiveWorld:
     `wait` blocks on changes, never polls. `call` runs one request on the same connection.
     """
 
-    def __init__(self, kubeconfig: Path | None = None) -> None:
-        self._kubeconfig = kubeconfig
+    def __init__(self, kubeconfig: Path | None = None, context: str | None = None) -> None:
+        self._kubeconfig, self._context = kubeconfig, context
         self._changed = threading.Condition()
         self._version = 0
         self._failure: BaseException | None = None
@@ -91,7 +91,7 @@ class LiveWorld:
     async def _watch(self) -> None:
         self._cache = Cache(World(), self._notify)
         async with (
-            await Client.connect(self._kubeconfig) as self._client,
+            await Client.connect(self._kubeconfig, self._context) as self._client,
             Reflectors(self._client, self._cache) as reflectors,
         ):
             failing = asyncio.create_task(reflectors.failed())

@@ -1,7 +1,8 @@
 """List and watch, with the repairs that the protocol needs; never a poll.
 
 A watch that breaks goes on from its last resourceVersion. One that is too old (410) lists again, and what
-vanished in the gap is removed. A kind whose CRD is missing counts as an empty list until the watch of CRDs
+vanished in the gap is removed. So does one that is too new: the API server says nothing to it until its data, restored
+from a backup, has come as far again. A kind whose CRD is missing counts as an empty list until the watch of CRDs
 names it.
 """
 
@@ -98,12 +99,23 @@ class Reflector:
         self._on_restart = on_restart
         self._backoff = Backoff(longest_s=LONGEST_DELAY_S)
         self._version = ""
+        self._listing: asyncio.Task[NoReturn] | None = None
+
+    def again(self) -> None:
+        """List again, whatever was seen since the last list."""
+        if self._listing:
+            self._listing.cancel()
 
     async def run(self) -> NoReturn:
         """Until cancelled."""
         while True:
+            self._listing = asyncio.create_task(self._list_and_watch())
             try:
-                await self._list_and_watch()
+                await self._listing
+            except asyncio.CancelledError:
+                if (current := asyncio.current_task()) and current.cancelling():
+                    raise
+                continue
             except errors.ExpiredError as error:
                 self._restarted(error)
             except errors.NotFoundError as error:
@@ -116,18 +128,29 @@ class Reflector:
             await asyncio.sleep(self._backoff.next_s())
 
     async def _list_and_watch(self) -> NoReturn:
-        begun_at = self._sink.newest(self._info.kind)
+        begun_at = max(self._sink.newest(self._info.kind), int(self._version or 0))
         items, version = await self._client.list_all(self._info, accept=self._accept[0])
-        self._sink.relist(self._info, items, version, begun_at)
         self._version = version
+        self._sink.relist(self._info, items, version, begun_at)
+        known = True
         while True:
             try:
+                if not known:
+                    await self._check_history()
+                known = False
                 if await self._watch():
                     continue
             except (errors.UnavailableError, errors.ForbiddenError) as error:
                 # The history is still there: go on where it broke, once the server answers.
                 self._restarted(error)
             await asyncio.sleep(self._backoff.next_s())
+
+    async def _check_history(self) -> None:
+        """Raises `ExpiredError` where the server's data is older than what we have seen."""
+        async with aclosing(self._client.pages(self._info, accept=self._accept[0], limit=1)) as pages:
+            _, now = await anext(pages)
+        if int(now) < int(self._version):
+            raise errors.ExpiredError(f"the server went back from resourceVersion {self._version} to {now}")
 
     async def _watch(self) -> bool:
         """One watch, until the server ends it in good order; whether it said anything."""
@@ -168,6 +191,7 @@ class Reflectors:
         kinds = [Reflector(client, info, cache, installed, on_restart=on_restart) for info in KINDS.values()]
         self._reflectors = [crds, *kinds]
         self._tasks: list[asyncio.Task[NoReturn]] = []
+        cache.on_rewind.append(self._again)
 
     async def __aenter__(self) -> Reflectors:
         self._tasks = [asyncio.create_task(reflector.run()) for reflector in self._reflectors]
@@ -177,6 +201,10 @@ class Reflectors:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _again(self) -> None:
+        for reflector in self._reflectors:
+            reflector.again()
 
     async def failed(self) -> None:
         """Returns never in good order.

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vmtenancy.api.gpuclass import GpuClass
 from vmtenancy.api.names import API_VERSION, MANAGED_BY, MANAGED_LABEL
-from vmtenancy.core.admission import Admit, Wait, decide
+from vmtenancy.api.quantity import cpu_text, memory_text
+from vmtenancy.core.admission import decide
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import Mode, Runtime
 from vmtenancy.core.quota.tree import QuotaTree
+from vmtenancy.core.requests import Admit, Wait
 from vmtenancy.errors import VmtError
-from vmtenancy.reconcile.demands import Asked, Requests, Unclear, held, requests_of
+from vmtenancy.reconcile.adoption import recover
+from vmtenancy.reconcile.demands import (
+    Standing,
+    held,
+    key_of_grant,
+    requests_of,
+    standing,
+)
 from vmtenancy.reconcile.holders import ended
-from vmtenancy.reconcile.ledger import allocation_name, batch_room, commit_chain
+from vmtenancy.reconcile.ledger import allocation_name, batch_room, commit_chain, revoke
+from vmtenancy.reconcile.requests import Asked, Requests, Unclear
 from vmtenancy.reconcile.steps import Chain, Object
 from vmtenancy.reconcile.supply import class_resources, fleet_of, quota_tree_of
 from vmtenancy.reconcile.view import LEDGER_NAME, View
 from vmtenancy.reconcile.world import ref_of, uid_of
+
+#: Reason of a grant that is taken back to make room.
+PREEMPTED = "Preempted"
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
     """What was decided: the commit, if there is one, and why each other request waits, by the uid of its owner.
 
-    `ending` names the grants that are released.
+    `ending` names the grants that are released, `preemptions` take others back to make room.
     """
 
     chain: Chain | None
     waits: Mapping[str, Wait] = field(default_factory=dict)
     unclear: Mapping[str, Unclear] = field(default_factory=dict)
     ending: frozenset[str] = frozenset()
+    preemptions: tuple[Chain, ...] = ()
 
 
 def admit(view: View, fleet: Fleet, tree: QuotaTree) -> Admission:
@@ -40,12 +54,21 @@ def admit(view: View, fleet: Fleet, tree: QuotaTree) -> Admission:
     releases = ended(view)[:room]
     ending = frozenset(grant.name for grant in releases)
     requests = requests_of(view, ending)
+    recovery = recover(view, ending)
+    requests.unclear |= {uid_of(refused.owner): refused for refused in recovery.refused}
+    if recovery.grants or recovery.superseded:
+        # What runs comes first: what waits is decided on a ledger that has it.
+        releases = [*releases, *recovery.superseded][:room]
+        ending = frozenset(grant.name for grant in releases)
+        given = [_allocation(view, asked, decision) for asked, decision in recovery.grants[:room]]
+        return Admission(commit_chain(view, given, releases), {}, requests.unclear, ending)
     waits: dict[str, Wait] = {}
-    grants: list[Object] = []
+    admits: list[Admit] = []
     if requests.asked:
         demands = [asked.demand for asked in requests.asked.values()]
         try:
-            decisions = decide(fleet, tree, held(view, ending), demands)
+            now = standing(view, ending)
+            decisions = decide(fleet, tree, held(view, ending), demands, now.ending, now.promised)
         except VmtError as error:
             # Live grants that contradict each other: nothing new may be granted, everything else goes on.
             decisions = []
@@ -57,14 +80,41 @@ def admit(view: View, fleet: Fleet, tree: QuotaTree) -> Admission:
             if isinstance(decision, Wait):
                 waits[uid_of(asked.owner)] = decision
             else:
-                grants.append(_allocation(view, asked, decision))
-    return Admission(commit_chain(view, grants[:room], releases), waits, requests.unclear, ending)
+                admits.append(decision)
+    grants = [_allocation(view, requests.asked[a.demand.key], a) for a in _cut(admits, room)]
+    chain = commit_chain(view, grants, releases)
+    return Admission(chain, waits, requests.unclear, ending, _preemptions(view, ending, waits.values()))
 
 
-def explain_requests(view: View) -> tuple[Requests, Fleet, QuotaTree, list[Admit]]:
+def _cut(admits: Sequence[Admit], room: int) -> Sequence[Admit]:
+    """The first of them that one commit has room for; no group is split."""
+    end = min(room, len(admits))
+    while (
+        0 < end < len(admits)
+        and (group := admits[end].demand.group)
+        and admits[end - 1].demand.group == group
+    ):
+        end -= 1
+    return admits[:end]
+
+
+def _preemptions(view: View, ending: frozenset[str], waits: Iterable[Wait]) -> tuple[Chain, ...]:
+    """Take back the grants of those that are stopped to make room."""
+    by_key = {key_of_grant(grant): grant for grant in view.live if grant.name not in ending}
+    chains = []
+    for wait in waits:
+        for victim in wait.victims:
+            message = f"it makes room for {wait.demand.key} (priority {wait.demand.priority})"
+            step = revoke(by_key[victim], PREEMPTED, message, view.now, preemptor=wait.demand.key)
+            chains.append(Chain(f"preempt {victim} for {wait.demand.key}", (step,)))
+    return tuple(chains)
+
+
+def explain_requests(view: View) -> tuple[Requests, Fleet, QuotaTree, list[Admit], Standing]:
     """What `admit` would decide on, for explanations."""
     ending = frozenset(grant.name for grant in ended(view))
-    return requests_of(view, ending), fleet_of(view), quota_tree_of(view), held(view, ending)
+    live = held(view, ending)
+    return requests_of(view, ending), fleet_of(view), quota_tree_of(view), live, standing(view, ending)
 
 
 def _allocation(view: View, asked: Asked, decision: Admit) -> Object:
@@ -98,6 +148,10 @@ def _allocation(view: View, asked: Asked, decision: Admit) -> Object:
         "node": node,
         "grants": grants,
     }
+    if asked.demand.cpu:
+        spec["cpu"] = cpu_text(asked.demand.cpu)
+    if asked.demand.memory:
+        spec["memory"] = memory_text(asked.demand.memory)
     if asked.demand.runtime is Runtime.POD and asked.hold:
         spec["parent"] = asked.hold
     return {

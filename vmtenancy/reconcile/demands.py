@@ -3,58 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vmtenancy.api.gpuclass import GpuClass
 from vmtenancy.api.gpuvm import GpuVM
 from vmtenancy.api.names import CLASS_ANNOTATION, GATE
-from vmtenancy.api.quantity import to_bytes
 from vmtenancy.api.tenant import Tenant
 from vmtenancy.api.virtualcluster import VirtualCluster
-from vmtenancy.core.admission import Admit, Demand
 from vmtenancy.core.fleet.model import DeviceGrant, Mode, Placement, Runtime
+from vmtenancy.core.requests import Admit, Demand
 from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.gate import root_owner
-from vmtenancy.reconcile.holders import owner_of, vm_is_holding, vm_wants_devices
+from vmtenancy.reconcile.groups import gather, group_of
+from vmtenancy.reconcile.holders import is_ending, owner_of, vm_is_holding, vm_wants_devices
+from vmtenancy.reconcile.lineage import running_launchers
 from vmtenancy.reconcile.machine import machine_objects
 from vmtenancy.reconcile.node_fit import fits_node, is_constrained, tolerates
+from vmtenancy.reconcile.requests import Asked, Requests, Unclear
+from vmtenancy.reconcile.revocation import avoided_nodes
 from vmtenancy.reconcile.status import seconds
 from vmtenancy.reconcile.steps import Object, Ref
-from vmtenancy.reconcile.supply import MOST, pod_needs
+from vmtenancy.reconcile.supply import pod_needs, vm_needs
 from vmtenancy.reconcile.untyped import refuse_wrong_shapes
 from vmtenancy.reconcile.view import Allocation, View
 from vmtenancy.reconcile.world import annotations_of, is_deleting, ref_of, uid_of
 
-#: What a launcher pod needs beside its guest: seen with two GPUs on KubeVirt 1.7, 1512Mi, rounded up.
-LAUNCHER_MEMORY = 2 << 30
 #: As many classes as one grant can have.
 MOST_CLASSES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One waiting request: `owner` is the GpuVM, VirtualCluster or Pod; `hold` the allocation of a pod's parent."""
-
-    owner: Object
-    demand: Demand
-    hold: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Unclear:
-    """A request that can not even be put as a demand; `reason` and `message` go into its condition."""
-
-    owner: Object
-    reason: str
-    message: str
-
-
-@dataclass(slots=True)
-class Requests:
-    """All waiting requests by the key of their demand, and those that are not clear by the uid of their owner."""
-
-    asked: dict[str, Asked] = field(default_factory=dict)
-    unclear: dict[str, Unclear] = field(default_factory=dict)
 
 
 def key_of(obj: Object) -> str:
@@ -70,6 +45,7 @@ def requests_of(view: View, ending: frozenset[str]) -> Requests:
             found.unclear[uid_of(asked.owner)] = asked
         else:
             found.asked[asked.demand.key] = asked
+    gather(view, found, ending)
     return found
 
 
@@ -81,20 +57,23 @@ def _waiting(view: View, ending: frozenset[str]) -> Iterator[Asked | Unclear]:
     for obj in view.world.of("GpuVM"):
         namespace = obj["metadata"]["namespace"]
         if not is_deleting(obj) and not has_grant(obj) and not vm_is_holding(view, namespace, uid_of(obj)):
+            if running_launchers(view, obj):
+                continue  # its machine runs on devices already: they are recovered, never asked for
             vm = view.parsed(obj, GpuVM)
-            if not isinstance(vm, VmtError) and vm_wants_devices(vm, None):
+            if not isinstance(vm, VmtError) and vm_wants_devices(view, vm, None):
                 yield _vm_demand(view, obj, vm)
     for obj in view.world.of("VirtualCluster"):
         if not is_deleting(obj) and not has_grant(obj):
             cluster = view.parsed(obj, VirtualCluster)
-            if not isinstance(cluster, VmtError) and _guaranteed(cluster):
-                yield _cluster_demand(view, obj, cluster)
+            if not isinstance(cluster, VmtError) and guaranteed_of(cluster):
+                yield cluster_demand(view, obj, cluster)
     for pod in view.gated_pods:
         if not has_grant(pod) and not root_owner(view, pod):
-            yield _pod_demand(view, pod)
+            yield pod_demand(view, pod)
 
 
-def _guaranteed(cluster: VirtualCluster) -> tuple[tuple[str, int], ...]:
+def guaranteed_of(cluster: VirtualCluster) -> tuple[tuple[str, int], ...]:
+    """Units by class that it holds from its creation on."""
     return tuple((gpu.class_, gpu.guaranteed) for gpu in cluster.spec.gpus if gpu.guaranteed)
 
 
@@ -106,7 +85,8 @@ def _no_tenant(owner: Object, tenant: str) -> Unclear:
     return Unclear(owner, "NoTenant", message)
 
 
-def _tenant(view: View, owner: Object) -> tuple[str, Unclear | None]:
+def tenant_for(view: View, owner: Object) -> tuple[str, Unclear | None]:
+    """The tenant that is charged for an owner, and what is wrong with it, if anything."""
     tenant = view.tenant_of(owner["metadata"]["namespace"])
     obj = view.world.get("Tenant", "", tenant)
     if obj is None:
@@ -117,7 +97,7 @@ def _tenant(view: View, owner: Object) -> tuple[str, Unclear | None]:
 
 
 def _vm_demand(view: View, obj: Object, vm: GpuVM) -> Asked | Unclear:
-    tenant, unclear = _tenant(view, obj)
+    tenant, unclear = tenant_for(view, obj)
     if unclear:
         return unclear
     try:  # what can not be rendered would hold GPUs for nothing
@@ -138,19 +118,21 @@ def _vm_demand(view: View, obj: Object, vm: GpuVM) -> Asked | Unclear:
         cpu=cpu,
         memory=memory,
         allowed_nodes=allowed_nodes,
+        avoided_nodes=frozenset(avoided_nodes(obj)),
     )
     return Asked(obj, demand)
 
 
-def _cluster_demand(view: View, obj: Object, cluster: VirtualCluster) -> Asked | Unclear:
-    tenant, unclear = _tenant(view, obj)
+def cluster_demand(view: View, obj: Object, cluster: VirtualCluster) -> Asked | Unclear:
+    """What a virtual cluster holds from its creation on."""
+    tenant, unclear = tenant_for(view, obj)
     if unclear:
         return unclear
     demand = Demand(
         key=key_of(obj),
         tenant=tenant,
         runtime=Runtime.HOLD,
-        requests=_guaranteed(cluster),
+        requests=guaranteed_of(cluster),
         priority=cluster.spec.priority,
         created=created(obj),
         maximum=_maximum(cluster),
@@ -162,8 +144,9 @@ def _maximum(cluster: VirtualCluster) -> tuple[tuple[str, int], ...]:
     return tuple((gpu.class_, gpu.max) for gpu in cluster.spec.gpus)
 
 
-def _pod_demand(view: View, pod: Object) -> Asked | Unclear:
-    tenant, unclear = _tenant(view, pod)
+def pod_demand(view: View, pod: Object) -> Asked | Unclear:
+    """What a pod that is nobody's launcher asks for."""
+    tenant, unclear = tenant_for(view, pod)
     if unclear:
         return unclear
     if pod["spec"].get("resourceClaims"):
@@ -178,7 +161,7 @@ def _pod_demand(view: View, pod: Object) -> Asked | Unclear:
         return Unclear(pod, "InvalidVirtualCluster", str(cluster))
     if len(view.gpus(pod)) > MOST_CLASSES:
         return Unclear(pod, "NotDeliverable", f"it asks for GPUs of more than {MOST_CLASSES} kinds")
-    offered = {gpu.class_ for gpu in cluster.spec.gpus} if cluster else _classes_of_tenant(view, tenant)
+    offered = {gpu.class_ for gpu in cluster.spec.gpus} if cluster else classes_of_tenant(view, tenant)
     requests = []
     for resource, count in sorted(view.gpus(pod).items()):
         name = _class_for(view, pod, resource, offered)
@@ -204,7 +187,8 @@ def _pod_demand(view: View, pod: Object) -> Asked | Unclear:
     return Asked(pod, demand, hold.name if hold else "")
 
 
-def _classes_of_tenant(view: View, tenant: str) -> set[str]:
+def classes_of_tenant(view: View, tenant: str) -> set[str]:
+    """Classes of the pools that are open to a tenant that exists."""
     pools = {quota.pool for quota in view.all_of(Tenant)[tenant].spec.quota}
     return {name for name, cls in view.all_of(GpuClass).items() if cls.spec.pool in pools}
 
@@ -219,11 +203,6 @@ def _class_for(view: View, pod: Object, resource: str, offered: set[str]) -> str
         if name in offered and way is not None and way.resource == resource:
             return name
     return None
-
-
-def vm_needs(vm: GpuVM) -> tuple[int, int]:
-    """What a GpuVM takes of its node: (millicores, bytes), the launcher's own memory included."""
-    return vm.spec.cpu.cores * 1000, min(to_bytes(vm.spec.memory) + LAUNCHER_MEMORY, MOST)
 
 
 def created(obj: Object) -> float:
@@ -253,13 +232,33 @@ def _nodes_tolerated(view: View, vm: GpuVM) -> frozenset[str] | None:
 # -- what lives already -------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What stands already, as the engine takes it: the keys of grants that are `ending`, and `promised` demands."""
+
+    ending: frozenset[str]
+    promised: frozenset[str]
+
+
+def standing(view: View, released: frozenset[str]) -> Standing:
+    """Which live grants will end soon, and for which demands grants were taken back; `released` are ending now."""
+    return Standing(
+        frozenset(
+            key_of_grant(grant)
+            for grant in view.live
+            if grant.name not in released and is_ending(view, grant)
+        ),
+        frozenset(grant.preemptor for grant in view.live if grant.preemptor),
+    )
+
+
 def held(view: View, ending: frozenset[str]) -> list[Admit]:
     """Live grants, less those that end in this plan, in the form that the engine takes."""
     admits = [_admit(view, grant) for grant in view.live if grant.name not in ending]
     # A virtual cluster with nothing guaranteed has no grant of its own, but a maximum for its pods.
     for obj in view.world.of("VirtualCluster"):
         cluster = view.parsed(obj, VirtualCluster)
-        if not isinstance(cluster, VmtError) and not _guaranteed(cluster):
+        if not isinstance(cluster, VmtError) and not guaranteed_of(cluster):
             tenant = view.tenant_of(obj["metadata"]["namespace"])
             admits.append(
                 Admit(Demand(key_of(obj), tenant, Runtime.HOLD, (), maximum=_maximum(cluster)), None)
@@ -267,9 +266,14 @@ def held(view: View, ending: frozenset[str]) -> list[Admit]:
     return admits
 
 
+def key_of_grant(grant: Allocation) -> str:
+    """The key of a grant's owner."""
+    return str(Ref(grant.owner_kind, grant.owner_namespace, grant.owner_name))
+
+
 def _admit(view: View, grant: Allocation) -> Admit:
     owner = owner_of(view, grant)
-    key = str(Ref(grant.owner_kind, grant.owner_namespace, grant.owner_name))
+    key = key_of_grant(grant)
     requests = tuple((g.class_, g.count) for g in grant.grants)
     if grant.owner_kind == "VirtualCluster":
         cluster = view.parsed(owner, VirtualCluster) if owner else None
@@ -279,24 +283,29 @@ def _admit(view: View, grant: Allocation) -> Admit:
             charged[g.pool] = charged.get(g.pool, 0) + g.parts
         return Admit(Demand(key, grant.tenant, Runtime.HOLD, requests, maximum=maximum), None, charged)
     runtime = Runtime.VM if grant.owner_kind == "GpuVM" else Runtime.POD
-    parent = None
+    parent, priority = None, 0
+    if owner and grant.owner_kind == "GpuVM" and not isinstance(vm := view.parsed(owner, GpuVM), VmtError):
+        priority = vm.spec.priority
     if grant.owner_kind == "Pod" and (cluster_obj := view.cluster_of(grant.owner_namespace)):
         parent = key_of(cluster_obj)
-    cpu, memory = _needs(view, owner)
+        if not isinstance(of := view.parsed(cluster_obj, VirtualCluster), VmtError):
+            priority = of.spec.priority
     devices = tuple(
         DeviceGrant(g.class_, g.pool, g.count, Mode(g.mode), g.resource, g.devices, g.parts)
         for g in grant.grants
     )
     return Admit(
-        Demand(key, grant.tenant, runtime, requests, cpu=cpu, memory=memory, parent=parent),
-        Placement(grant.node, devices, cpu, memory),
+        Demand(
+            key,
+            grant.tenant,
+            runtime,
+            requests,
+            priority,
+            created(owner) if owner else 0.0,
+            cpu=grant.cpu,
+            memory=grant.memory,
+            parent=parent,
+            group=group_of(view, owner) if owner else "",
+        ),
+        Placement(grant.node, devices, grant.cpu, grant.memory),
     )
-
-
-def _needs(view: View, owner: Object | None) -> tuple[int, int]:
-    if owner is None:
-        return 0, 0
-    if owner["kind"] == "Pod":
-        return view.remembered(owner, pod_needs, "/needs")
-    vm = view.parsed(owner, GpuVM)
-    return (0, 0) if isinstance(vm, VmtError) else vm_needs(vm)

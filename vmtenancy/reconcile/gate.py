@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from vmtenancy.reconcile.holders import pods_holding
+from vmtenancy.reconcile.holders import is_lost, is_taken_back, must_be_told, pods_holding
 from vmtenancy.reconcile.ledger import write_status
 from vmtenancy.reconcile.pods import released_to
+from vmtenancy.reconcile.status import timestamp
 from vmtenancy.reconcile.steps import Chain, Object, Replace
 from vmtenancy.reconcile.view import Allocation, View
 from vmtenancy.reconcile.world import owner_uids, ref_of, uid_of
@@ -28,26 +29,24 @@ def grant_for(view: View, pod: Object) -> Allocation | None:
 
 
 def gate_chains(view: View, ending: frozenset[str]) -> list[Chain]:
-    """Record the pod in its allocation, then narrow it to the node and lift the gate.
+    """Record the pod and the time in its allocation, then narrow it to the node and lift the gate.
 
-    Not before the grant is marked, nor with one of those `ending` in this plan, nor while another pod still has the
-    devices, nor for a pod that asks for other GPUs than were granted.
+    Not before the grant is marked, nor with one of those `ending` in this plan or taken back, nor while another pod
+    still has the devices, nor for a pod that asks for other GPUs than were granted.
     """
     chains = []
     for pod in view.gated_pods:
         grant = grant_for(view, pod)
         if grant is None or not grant.mark or not grant.node or grant.name in ending:
             continue
+        if is_lost(view, grant) or is_taken_back(pod, grant) or must_be_told(view, pod):
+            continue
         others = [other for other in pods_holding(view, grant) if uid_of(other) != uid_of(pod)]
         if others or view.gpus(pod) != grant.resources:
             continue
+        record = write_status(grant, podUIDs=[uid_of(pod)], letGoAt=timestamp(view.now))
         lift = Replace(released_to(pod, grant.node, grant.name))
-        name = ref_of(pod)
-        if grant.pod_uids == (uid_of(pod),):
-            chains.append(Chain(f"let {name} go to {grant.node}", (lift,)))
-        else:
-            record = write_status(grant, pod_uids=[uid_of(pod)])
-            chains.append(Chain(f"let {name} go to {grant.node}", (record, lift)))
+        chains.append(Chain(f"let {ref_of(pod)} go to {grant.node}", (record, lift)))
     return chains
 
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
-from vmtenancy.api.gpuvm import GpuVM
+from vmtenancy.api.gpuvm import MOST_AVOIDED, GpuVM
 from vmtenancy.api.names import FINALIZER
 from vmtenancy.errors import Code, Problem, VmtError
 from vmtenancy.reconcile.admit import Admission
-from vmtenancy.reconcile.apply import changes, taken_by_others
+from vmtenancy.reconcile.apply import changes, leftovers, taken_by_others
 from vmtenancy.reconcile.finalizer import with_finalizer, without_finalizer
-from vmtenancy.reconcile.holders import is_as_asked, vm_is_holding, vm_wants_devices
+from vmtenancy.reconcile.holders import is_as_asked, is_revoked, vm_is_holding, vm_wants_devices
+from vmtenancy.reconcile.lineage import machine_to_adopt, running_launchers
 from vmtenancy.reconcile.machine import machine_objects
+from vmtenancy.reconcile.node_trouble import trouble_of
+from vmtenancy.reconcile.revocation import avoided_nodes, overdue
 from vmtenancy.reconcile.status import Condition, status_steps
-from vmtenancy.reconcile.steps import Apply, Chain, Delete, Object
+from vmtenancy.reconcile.steps import Chain, Delete, Object, Replace, Step
 from vmtenancy.reconcile.view import Allocation, View, by_name
 from vmtenancy.reconcile.world import is_deleting, ref_of, uid_of
 from vmtenancy.runtimes import kubevirt
 from vmtenancy.runtimes.kubevirt import VmObservation
+from vmtenancy.runtimes.vm_adoption import keep_device_names, taken_over
 
 
 def gpuvm_chains(view: View, admission: Admission) -> list[Chain]:
@@ -34,13 +41,14 @@ def _live(view: View, obj: Object, admission: Admission) -> list[Chain]:
     if finalizer:
         return [Chain(f"keep {name} until its devices are free", (finalizer,))]
     vm = view.parsed(obj, GpuVM)
-    if isinstance(vm, VmtError):
-        return _status(
-            view, obj, "Failed", "", None, [Condition("Admitted", False, "Invalid", str(vm), True, True)], 0
-        )
     grant = view.live_by_owner.get(uid_of(obj))
+    if isinstance(vm, VmtError):
+        invalid = Condition("Admitted", False, "Invalid", str(vm), event=True, warning=True)
+        return _status(view, obj, "Failed", "", None, [invalid, _degraded(view, grant)], 0)
     steps, problem = _children(view, obj, vm, grant)
-    outstanding = bool(steps) or problem is not None or (grant is not None and not is_as_asked(vm, grant))
+    outstanding = (
+        bool(steps) or problem is not None or (grant is not None and not is_as_asked(view, vm, grant))
+    )
     applied = _applied_generation(obj, outstanding)
     chains = []
     if steps:
@@ -51,24 +59,38 @@ def _live(view: View, obj: Object, admission: Admission) -> list[Chain]:
 
 def _children(
     view: View, obj: Object, vm: GpuVM, grant: Allocation | None
-) -> tuple[list[Apply], VmtError | None]:
-    """Applies for the VirtualMachine and its Secret. Without a grant none is made, but one that exists is stopped."""
-    exists = view.world.get("VirtualMachine", vm.metadata.namespace, vm.metadata.name) is not None
-    if grant is None and not exists:
+) -> tuple[Sequence[Step], VmtError | None]:
+    """Applies for the VirtualMachine and its Secret. Without a grant none is made, but one that exists is stopped.
+
+    One that is adopted is made ours first, by a write that changes nothing of what runs.
+    """
+    machine = view.world.get("VirtualMachine", vm.metadata.namespace, vm.metadata.name)
+    if grant is None and machine is None:
         return [], None
+    if grant is None and running_launchers(view, obj) and vm_wants_devices(view, vm, None):
+        return (
+            [],
+            None,
+        )  # one that runs without its grant gets it again (`adoption`), and is not stopped for it
     try:
         tenant = grant.tenant if grant else view.tenant_of(vm.metadata.namespace)
-        # With devices that it does not ask for any more it is stopped, until they are released.
-        usable = grant is not None and (vm.spec.run_strategy == "Halted" or vm_wants_devices(vm, grant))
+        # With devices that it does not ask for any more, or that are lost, it is stopped until they are released.
+        usable = grant is not None and (vm.spec.run_strategy == "Halted" or vm_wants_devices(view, vm, grant))
         wanted = machine_objects(view, obj, vm, tenant, grant if usable else None)
     except VmtError as error:
         return [], error
+    if machine is not None:
+        wanted = [keep_device_names(child, machine) for child in wanted]
+    if adopted := machine_to_adopt(view, obj):
+        return [Replace(taken_over(adopted, wanted[-1]))], None
     if taken := taken_by_others(view, wanted, uid_of(obj)):
         found = ", ".join(map(str, taken))
         return [], VmtError(
             Problem(Code.CLUSTER, "metadata.name", "the name is taken by another object", found)
         )
-    return changes(view, wanted), None
+    children = view.owned.get((vm.metadata.namespace, uid_of(obj)), ())
+    secrets = [child for child in children if child["kind"] == "Secret"]
+    return [*changes(view, obj, wanted), *leftovers(secrets, wanted)], None
 
 
 def _observed(view: View, obj: Object) -> dict[str, list[Object]]:
@@ -98,8 +120,11 @@ def _report(
     wait, unclear = admission.waits.get(uid), admission.unclear.get(uid)
     position = None
     if grant is not None:
-        what = ", ".join(f"{g.count} x {g.class_}" for g in grant.grants)
-        admitted = Condition("Admitted", True, "Admitted", f"{what} on node {grant.node}", event=True)
+        if is_revoked(view, grant):
+            admitted = Condition("Admitted", False, grant.revoked, grant.revoked_message, True, warning=True)
+        else:
+            what = ", ".join(f"{g.count} x {g.class_}" for g in grant.grants)
+            admitted = Condition("Admitted", True, "Admitted", f"{what} on node {grant.node}", event=True)
         phase, message = seen.phase, seen.message
         if phase == "Pending":
             phase = "Admitted"
@@ -116,15 +141,37 @@ def _report(
     else:
         # Decided in this very plan, or still letting go of what it held before.
         return []
+    degraded = _degraded(view, grant, problem, seen.message if seen.failed else "")
     if problem is not None:
         phase, message = "Failed", str(problem)
-        degraded = Condition("Degraded", True, "CannotRender", message, event=True, warning=True)
-    elif seen.failed:
-        degraded = Condition("Degraded", True, "RuntimeFailed", seen.message, event=True, warning=True)
-    else:
-        degraded = Condition("Degraded", False, "AsExpected")
+    elif degraded.status:
+        message = message or degraded.message
     ready = Condition("Ready", seen.ready and grant is not None, phase, message, event=seen.ready)
-    return _status(view, obj, phase, message, grant, [admitted, ready, degraded], generation, position)
+    more = {"queuePosition": position, "avoidedNodes": _avoided(view, obj, grant, phase)}
+    return _status(view, obj, phase, message, grant, [admitted, ready, degraded], generation, more)
+
+
+def _degraded(
+    view: View, grant: Allocation | None, problem: VmtError | None = None, failure: str = ""
+) -> Condition:
+    trouble = trouble_of(view, grant) if grant else None
+    if problem is not None:
+        return Condition("Degraded", True, "CannotRender", str(problem), event=True, warning=True)
+    if trouble is not None:
+        return Condition("Degraded", True, *trouble, event=True, warning=True)
+    if failure:
+        return Condition("Degraded", True, "RuntimeFailed", failure, event=True, warning=True)
+    return Condition("Degraded", False, "AsExpected")
+
+
+def _avoided(view: View, obj: Object, grant: Allocation | None, phase: str) -> list[str]:
+    """Nodes to place it on last: those that did not take its pod in time, until it runs."""
+    if phase == "Running":
+        return []
+    nodes = list(avoided_nodes(obj))
+    if grant is not None and grant.node not in nodes and overdue(view, grant):
+        nodes.append(grant.node)
+    return nodes[-MOST_AVOIDED:]
 
 
 def _status(
@@ -135,13 +182,13 @@ def _status(
     grant: Allocation | None,
     conditions: list[Condition],
     generation: int,
-    position: int | None = None,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Chain]:
     allocation = None
     if grant is not None:
         devices = [device for g in grant.grants for device in g.devices]
         allocation = {"name": grant.name, "node": grant.node, "devices": devices}
-    fields = {"phase": phase, "allocation": allocation, "queuePosition": position, "message": message[:1024]}
+    fields = {"phase": phase, "allocation": allocation, "message": message[:1024], **more}
     steps = status_steps(obj, fields, conditions, generation=generation, now=view.now)
     return [Chain(f"report {ref_of(obj)}: {phase}", steps)] if steps else []
 

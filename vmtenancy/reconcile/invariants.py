@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vmtenancy.api.gpuclass import PARTS_PER_GPU
-from vmtenancy.api.names import FINALIZER, MANAGED_BY, MANAGED_LABEL, OWNER_UID_LABEL
+from vmtenancy.api.names import DEGRADED_CONDITION, FINALIZER, MANAGED_BY, MANAGED_LABEL, OWNER_UID_LABEL
 from vmtenancy.reconcile.charges import charges, gpus_text
 from vmtenancy.reconcile.holders import owner_of, pods_holding
+from vmtenancy.reconcile.node_trouble import NODE_REASONS, trouble_of
 from vmtenancy.reconcile.pods import is_gated
+from vmtenancy.reconcile.status import condition
 from vmtenancy.reconcile.supply import quota_tree_of
 from vmtenancy.reconcile.view import Allocation, View
-from vmtenancy.reconcile.world import World, labels_of, ref_of, uid_of
+from vmtenancy.reconcile.world import World, is_deleting, labels_of, ref_of, uid_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ def check(world: World, *, quota_just_decided: bool = True, at_rest: bool = True
     """Every violation that this world shows, in the order of the invariants.
 
     `quota_just_decided=False` leaves out I2: quota that was lowered after an admission is over-use, not a violation.
-    `at_rest=False` leaves out that a grant is left of an owner that is gone (I9): the controller has to see that first.
+    `at_rest=False` leaves out what the controller has to see first: what is left of an owner that is gone (I9), and
+    nodes that report otherwise than was granted (I5).
     """
     view = View(world, 0.0)
     found = [*_devices_have_one_owner(view)]
@@ -45,8 +48,9 @@ def check(world: World, *, quota_just_decided: bool = True, at_rest: bool = True
     found += _held_devices_are_granted(view)
     found += _ledger_agrees(view)
     if at_rest:
+        found += _trouble_is_told(view)
         found += _grants_have_owners(view)
-    found += _nothing_left_behind(view)
+        found += _nothing_left_behind(view)
     found += _generation_is_honest(view)
     return found
 
@@ -117,6 +121,23 @@ def _ledger_agrees(view: View) -> Iterator[Violation]:
         owners[grant.owner_uid] = grant.name
 
 
+def _trouble_is_told(view: View) -> Iterator[Violation]:
+    for grant in view.live:
+        owner = owner_of(view, grant)
+        # One that goes tells nothing any more, and a gated pod has nothing yet.
+        if owner is None or is_deleting(owner) or (owner["kind"] == "Pod" and is_gated(owner)):
+            continue
+        trouble = trouble_of(view, grant)
+        kind = DEGRADED_CONDITION if owner["kind"] == "Pod" else "Degraded"
+        told = condition(owner, kind) or {"status": "False", "reason": ""}
+        if trouble and told["status"] != "True":
+            yield Violation("I5", f"{ref_of(owner)} is not Degraded: {trouble[1]}")
+        elif not trouble and told["status"] == "True" and told["reason"] in NODE_REASONS:
+            yield Violation(
+                "I5", f"{ref_of(owner)} is Degraded ({told['reason']}), but its node is as granted"
+            )
+
+
 def _grants_have_owners(view: View) -> Iterator[Violation]:
     for grant in view.allocations:
         # The last pod may outlive its owner: until it is gone, the grant has to stay (I4).
@@ -136,7 +157,7 @@ def _nothing_left_behind(view: View) -> Iterator[Violation]:
 
 
 def _generation_is_honest(view: View) -> Iterator[Violation]:
-    for kind in ("GpuVM", "VirtualCluster", "Tenant", "GpuPool", "GpuClass", "Cohort"):
+    for kind in ("GpuVM", "VirtualCluster", "GpuGroup", "Tenant", "GpuPool", "GpuClass", "Cohort"):
         for obj in view.world.of(kind):
             seen = int((obj.get("status") or {}).get("observedGeneration") or 0)
             if seen > int(obj["metadata"].get("generation") or 0):

@@ -43,6 +43,7 @@ KINDS: Final[Mapping[str, KindInfo]] = _table(
     KindInfo("Tenant", API_VERSION, "tenants", namespaced=False),
     KindInfo("GpuVM", API_VERSION, "gpuvms"),
     KindInfo("VirtualCluster", API_VERSION, "virtualclusters"),
+    KindInfo("GpuGroup", API_VERSION, "gpugroups"),
     KindInfo("GpuAllocation", API_VERSION, "gpuallocations", namespaced=False),
     KindInfo("GpuLedger", API_VERSION, "gpuledgers", namespaced=False),
     KindInfo("Node", "v1", "nodes", namespaced=False),

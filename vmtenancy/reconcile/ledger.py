@@ -5,25 +5,42 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vmtenancy.api.names import API_VERSION
 from vmtenancy.core.ledger.head import Head, commit, room, take_over, trim
-from vmtenancy.reconcile.steps import Chain, Create, Delete, Object, Ref, Replace, Step
+from vmtenancy.reconcile.status import timestamp
+from vmtenancy.reconcile.steps import Chain, Create, Delete, Object, Ref, Replace
 from vmtenancy.reconcile.view import LEDGER_NAME, Allocation, View
 
 
 def take_over_chain(view: View) -> Chain | None:
-    """Raise the epoch where this controller does not hold the head yet; nothing else may be planned before (I8)."""
-    ledger = view.ledger
-    if ledger is None:
-        head = take_over(Head(), view.world.identity)
+    """Raise the epoch where this controller does not hold the head yet; nothing else may be planned before (I8).
+
+    So too where the head is missing or behind what it once said: it was deleted, or comes from a backup.
+    """
+    known = _not_behind(view)
+    head = take_over(known, view.world.identity)
+    if view.ledger is None:
         obj = {"apiVersion": API_VERSION, "kind": "GpuLedger", "metadata": {"name": LEDGER_NAME}}
         return Chain("start the ledger", (Create({**obj, "spec": head.to_spec()}),))
-    if view.head.holder != view.world.identity:
-        head = take_over(view.head, view.world.identity)
-        return Chain(f"take over the ledger as epoch {head.epoch}", (_write_head(ledger, head),))
+    if view.head.holder != view.world.identity or known != view.head:
+        return Chain(f"take over the ledger as epoch {head.epoch}", (_write_head(view.ledger, head),))
     return None
+
+
+def _not_behind(view: View) -> Head:
+    """The head, with no epoch or sequence below one that a mark shows or that this process has seen.
+
+    A name is made of both, so neither may come twice.
+    """
+    epoch, sequence = view.world.head_seen
+    return replace(
+        view.head,
+        epoch=max([view.head.epoch, epoch, *(allocation.epoch for allocation in view.allocations)]),
+        sequence=max([view.head.sequence, sequence, *(allocation.mark for allocation in view.allocations)]),
+    )
 
 
 def allocation_name(view: View, spec: Mapping[str, Any]) -> str:
@@ -86,15 +103,30 @@ def housekeeping(view: View) -> list[Chain]:
     return chains
 
 
-def write_status(
-    allocation: Allocation, *, sequence: int | None = None, pod_uids: Sequence[str] | None = None
-) -> Step:
-    """Write the mark, or the pods that are bound with an allocation."""
-    status = {
-        "sequence": allocation.mark if sequence is None else sequence,
-        "podUIDs": list(allocation.pod_uids if pod_uids is None else pod_uids),
-    }
+def write_status(allocation: Allocation, **fields: Any) -> Replace:
+    """Write fields of an allocation's status, named as the API names them; None takes one away."""
+    status = {**(allocation.object.get("status") or {}), **fields}
+    status = {name: value for name, value in status.items() if value is not None}
     return Replace({**allocation.object, "status": status}, status=True)
+
+
+def revoke(
+    allocation: Allocation,
+    reason: str,
+    message: str,
+    now: float,
+    *,
+    unless_bound: str = "",
+    preemptor: str = "",
+) -> Replace:
+    """Take a grant back: its GpuVM is stopped, or its pod deleted, and it is released once nothing holds it (I4).
+
+    With `unless_bound`, the uid of a pod, that stands only once this pod is gone. `preemptor` is the key of the demand
+    that it makes room for.
+    """
+    revoked = {"reason": reason, "message": message[:1024], "at": timestamp(now)}
+    revoked |= {"podUID": unless_bound} if unless_bound else {}
+    return write_status(allocation, revoked=revoked | ({"preemptor": preemptor} if preemptor else {}))
 
 
 def _write_head(ledger: Object, head: Head) -> Replace:

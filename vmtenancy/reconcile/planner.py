@@ -7,9 +7,13 @@ failure. In a world that is as it should be it plans nothing (I7).
 from __future__ import annotations
 
 from vmtenancy.reconcile.admit import admit
+from vmtenancy.reconcile.adoption import record_chains
 from vmtenancy.reconcile.gate import gate_chains
 from vmtenancy.reconcile.gpuvm import gpuvm_chains
+from vmtenancy.reconcile.groups import group_chains
 from vmtenancy.reconcile.ledger import housekeeping, take_over_chain
+from vmtenancy.reconcile.orphans import orphan_chains
+from vmtenancy.reconcile.revocation import next_deadline, revocation_chains
 from vmtenancy.reconcile.steps import Plan
 from vmtenancy.reconcile.supply import fleet_of, quota_tree_of
 from vmtenancy.reconcile.tenancy import tenancy_chains
@@ -29,10 +33,16 @@ def plan(world: World, now: float) -> Plan:
     tenancy = tenancy_chains(view, fleet, tree)
     admission = admit(view, fleet, tree)
     chains = [admission.chain] if admission.chain else []
+    chains += record_chains(view, admission.ending)
     chains += gate_chains(view, admission.ending)
+    chains += admission.preemptions
+    chains += revocation_chains(view)
     chains += housekeeping(view)
     chains += tenancy
     chains += gpuvm_chains(view, admission)
     chains += virtualcluster_chains(view, admission)
     chains += waiting_pod_chains(view, admission)
-    return Plan(tuple(chains))
+    if admission.chain is None:  # else its members are about to change
+        chains += group_chains(view, admission.waits, admission.unclear)
+    chains += orphan_chains(view)
+    return Plan(tuple(chains), retry_at=next_deadline(view))

@@ -24,6 +24,11 @@ def is_gated(pod: Mapping[str, Any]) -> bool:
     return any(gate["name"] == GATE for gate in pod["spec"].get("schedulingGates") or ())
 
 
+def is_bound(pod: Mapping[str, Any]) -> bool:
+    """Whether the scheduler has given it a node."""
+    return bool(pod["spec"].get("nodeName"))
+
+
 def gpu_requests(pod: Mapping[str, Any]) -> dict[str, int]:
     """GPUs by resource name, as the scheduler counts them.
 

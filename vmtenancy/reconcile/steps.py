@@ -1,7 +1,7 @@
 """Every write the controller ever makes, as data.
 
 A step is safe to repeat: it carries the precondition under which it was decided (a resourceVersion or a uid), or it is
-idempotent by nature (server-side apply, creating a name that is derived from a uid). Steps that depend on each other
+idempotent by nature (creating a name that is derived from a uid). Steps that depend on each other
 stand in one `Chain`: they run in order, and the first failure stops the chain; the next plan starts from what is then
 observed.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 Object: TypeAlias = dict[str, Any]
 """A Kubernetes object as JSON. What came out of a world is never changed in place."""
@@ -35,9 +35,17 @@ class Create:
     object: Object
 
 
+#: A resourceVersion that no object has: one that is applied with it must not exist yet.
+NEVER: Final = "1"
+
+
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Server-side apply with force and our one field owner."""
+    """Server-side apply with force and our one field owner.
+
+    `metadata.resourceVersion` and `uid`, where given, are preconditions: the object must be at this version, and with
+    a uid it must exist. With `NEVER` it must not.
+    """
 
     object: Object
 
@@ -60,6 +68,14 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
+class Absent:
+    """A live read, no write: fails the chain if the object with this uid still exists, whatever was observed."""
+
+    ref: Ref
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
 class Emit:
     """A Kubernetes Event on `about`. Only at transitions: at rest none is written (I7)."""
 
@@ -79,7 +95,7 @@ class RenderChart:
     values: Mapping[str, Any]
 
 
-Step: TypeAlias = Create | Apply | Replace | Delete | Emit | RenderChart
+Step: TypeAlias = Create | Apply | Replace | Delete | Absent | Emit | RenderChart
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from vmtenancy.api.cohort import Cohort
 from vmtenancy.api.gpuclass import PARTS_PER_GPU, GpuClass
 from vmtenancy.api.gpupool import GpuPool
-from vmtenancy.api.names import SYSTEM_NAMESPACE, TENANT_LABEL, VIRTUAL_CLUSTER_LABEL
+from vmtenancy.api.names import PROBE_PREFIX, SYSTEM_NAMESPACE, TENANT_LABEL, VIRTUAL_CLUSTER_LABEL
 from vmtenancy.api.tenant import Tenant
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.errors import Code, Problem, VmtError
 from vmtenancy.reconcile.charges import charges, gpus_text, pool_sums
 from vmtenancy.reconcile.status import Condition, status_steps
-from vmtenancy.reconcile.steps import Apply, Chain, Object, Replace
+from vmtenancy.reconcile.steps import NEVER, Apply, Chain, Object, Replace
 from vmtenancy.reconcile.view import View, by_name
 from vmtenancy.reconcile.world import is_deleting, labels_of, ref_of
 
@@ -63,20 +63,27 @@ def _namespaces(view: View, owners: dict[str, str]) -> list[Chain]:
             continue
         if home is not None and _in_use(view, namespace):
             continue  # the grants in it are charged to the tenant that it has now
+        version = home["metadata"]["resourceVersion"] if home else NEVER
         obj = {
             "apiVersion": "v1",
             "kind": "Namespace",
-            "metadata": {"name": namespace, "labels": {TENANT_LABEL: tenant}},
+            "metadata": {"name": namespace, "labels": {TENANT_LABEL: tenant}, "resourceVersion": version},
         }
         chains.append(Chain(f"give namespace {namespace} to tenant {tenant}", (Apply(obj),)))
     for home in by_name(view.world.of("Namespace")):
         name, labels = home["metadata"]["name"], labels_of(home)
-        stray = TENANT_LABEL in labels and VIRTUAL_CLUSTER_LABEL not in labels and name not in owners
-        if stray and not is_deleting(home) and not _in_use(view, name):
+        if is_stray(home, owners) and not is_deleting(home) and not _in_use(view, name):
             left = {key: value for key, value in labels.items() if key != TENANT_LABEL}
             wanted = {**home, "metadata": {**home["metadata"], "labels": left}}
             chains.append(Chain(f"take namespace {name} from its tenant", (Replace(wanted),)))
     return chains
+
+
+def is_stray(home: Object, owners: Mapping[str, str]) -> bool:
+    """Whether a namespace has the label of a tenant that does not name it; those of `install` are its own."""
+    labels, name = labels_of(home), home["metadata"]["name"]
+    made = VIRTUAL_CLUSTER_LABEL in labels or name.startswith(PROBE_PREFIX)
+    return TENANT_LABEL in labels and not made and name not in owners
 
 
 def _in_use(view: View, namespace: str) -> bool:

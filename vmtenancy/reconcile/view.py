@@ -16,9 +16,11 @@ from vmtenancy.api import parse
 from vmtenancy.api.common import Kind
 from vmtenancy.api.gpuallocation import Grant
 from vmtenancy.api.names import OWNER_UID_LABEL, TENANT_LABEL
+from vmtenancy.api.quantity import to_bytes, to_milli
 from vmtenancy.core.ledger.head import Head, is_live
 from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.pods import gpu_requests, is_finished, is_gated
+from vmtenancy.reconcile.status import seconds
 from vmtenancy.reconcile.steps import Object
 from vmtenancy.reconcile.world import World, is_deleting, labels_of, owner_uids, uid_of
 from vmtenancy.render.catalog import Catalog, parse_catalog
@@ -32,7 +34,12 @@ LEDGER_NAME = "fleet"
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """One `GpuAllocation` with what the head says of it: `mark` is its own proof of the commit (0: none yet)."""
+    """One `GpuAllocation` with what the head says of it: `mark` is its own proof of the commit (0: none yet).
+
+    `cpu` in millicores and `memory` in bytes as they were charged to the node; `let_go_at` in seconds. `revoked` is
+    the reason for which it is taken back, `""` if it is not; it stands once the pod `unless_bound`, where one is
+    named, is gone; `preemptor` is the key of the demand that it makes room for.
+    """
 
     object: Object
     name: str
@@ -46,7 +53,14 @@ class Allocation:
     epoch: int
     node: str
     grants: tuple[Grant, ...]
+    cpu: int
+    memory: int
     pod_uids: tuple[str, ...]
+    let_go_at: float | None
+    revoked: str
+    revoked_message: str
+    unless_bound: str
+    preemptor: str
     mark: int
     live: bool
 
@@ -244,12 +258,23 @@ class View:
         """Live grants by the uid of each pod that was bound with them."""
         return {uid: allocation for allocation in self.live for uid in allocation.pod_uids}
 
+    @cached_property
+    def granted_units(self) -> Mapping[tuple[str, str], int]:
+        """Units that live grants have, by node and extended resource."""
+        units: dict[tuple[str, str], int] = defaultdict(int)
+        for allocation in self.live:
+            for resource, count in allocation.resources.items():
+                units[allocation.node, resource] += count
+        return units
+
     def _allocation(self, obj: Object) -> Allocation:
         spec: Mapping[str, Any] = obj["spec"]
         status: Mapping[str, Any] = obj.get("status") or {}
         owner = spec["owner"]
         name = str(obj["metadata"]["name"])
         mark = int(status.get("sequence") or 0)
+        revoked: Mapping[str, str] = status.get("revoked") or {}
+        cpu, memory = self.remembered(obj, _needs, "/needs")
         return Allocation(
             object=obj,
             name=name,
@@ -263,10 +288,22 @@ class View:
             epoch=spec["epoch"],
             node=spec.get("node") or "",
             grants=self.remembered(obj, _grants, "/grants"),
+            cpu=cpu,
+            memory=memory,
             pod_uids=tuple(status.get("podUIDs") or ()),
+            let_go_at=seconds(status["letGoAt"]) if status.get("letGoAt") else None,
+            revoked=revoked.get("reason", ""),
+            revoked_message=revoked.get("message", ""),
+            unless_bound=revoked.get("podUID", ""),
+            preemptor=revoked.get("preemptor", ""),
             mark=mark,
             live=is_live(self.head, name, mark),
         )
+
+
+def _needs(obj: Object) -> tuple[int, int]:
+    spec = obj["spec"]
+    return to_milli(spec.get("cpu") or "0"), to_bytes(spec.get("memory") or "0")
 
 
 def _grants(obj: Object) -> tuple[Grant, ...]:

@@ -12,7 +12,7 @@ from vmtenancy.api.virtualcluster import VirtualCluster
 from vmtenancy.core.fleet.model import Mode
 from vmtenancy.errors import Code, Problem, VmtError
 from vmtenancy.reconcile.admit import Admission
-from vmtenancy.reconcile.apply import changes, taken_by_others
+from vmtenancy.reconcile.apply import changes, leftovers, taken_by_others
 from vmtenancy.reconcile.finalizer import with_finalizer, without_finalizer
 from vmtenancy.reconcile.kinds import KINDS
 from vmtenancy.reconcile.status import Condition, status_steps
@@ -90,7 +90,9 @@ def _children(
         return [], VmtError(
             Problem(Code.CLUSTER, "metadata.name", "the name is taken by another object", found)
         )
-    return list(changes(view, wanted)), None
+    # The kubeconfig that was handed out stays while vCluster writes a new one.
+    ours = [child for child in view.labelled.get(uid, ()) if not _is_beside(obj, child)]
+    return [*changes(view, obj, wanted), *leftovers(ours, wanted)], None
 
 
 def _resources(view: View, vc: VirtualCluster) -> dict[str, str]:

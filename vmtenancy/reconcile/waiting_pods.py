@@ -1,49 +1,89 @@
-"""Tell a gated pod's owner why it waits: a pod condition, which vCluster's syncer carries into the virtual cluster."""
+"""Tell a pod's owner by pod conditions, which vCluster's syncer carries into the virtual cluster.
+
+`vmtenancy.io/Admitted` says why a gated pod waits; `vmtenancy.io/Degraded` that the node of a running one does not
+have what was granted any more.
+"""
 
 from __future__ import annotations
 
-from vmtenancy.api.names import GROUP
+from collections.abc import Iterable
+
+from vmtenancy.api.names import ADMITTED_CONDITION, DEGRADED_CONDITION
 from vmtenancy.reconcile.admit import Admission
 from vmtenancy.reconcile.gate import root_owner
-from vmtenancy.reconcile.status import condition, timestamp
+from vmtenancy.reconcile.holders import TAKEN_BACK, must_be_told, pods_holding, taken_back_message
+from vmtenancy.reconcile.node_trouble import trouble_of
+from vmtenancy.reconcile.pods import is_gated
+from vmtenancy.reconcile.status import Condition, condition, is_true, merged
 from vmtenancy.reconcile.steps import Chain, Emit, Object, Replace
-from vmtenancy.reconcile.view import View
-from vmtenancy.reconcile.world import ref_of, uid_of
-
-ADMITTED = f"{GROUP}/Admitted"
+from vmtenancy.reconcile.view import Allocation, View
+from vmtenancy.reconcile.world import is_deleting, ref_of, uid_of
 
 
 def waiting_pod_chains(view: View, admission: Admission) -> list[Chain]:
-    """A condition, and at a new reason an event, on every gated pod whose request was decided to wait."""
+    """Conditions, and at a new reason an event, on pods that wait, and on pods whose grant is not what it was."""
     chains = []
     for pod in view.gated_pods:
-        wait, unclear = admission.waits.get(uid_of(pod)), admission.unclear.get(uid_of(pod))
-        if wait is not None:
-            reason, message = str(wait.reason), wait.message
-        elif unclear is not None:
-            reason, message = unclear.reason, unclear.message
-        elif mismatch := _mismatch(view, pod):
-            reason, message = "GrantMismatch", mismatch
-        else:
-            continue
-        old = condition(pod, ADMITTED)
-        if old and (old["reason"], old["message"]) == (reason, message):
-            continue
-        since = old["lastTransitionTime"] if old and old["status"] == "False" else timestamp(view.now)
-        new = {
-            "type": ADMITTED,
-            "status": "False",
-            "reason": reason,
-            "message": message,
-            "lastTransitionTime": since,
-        }
-        status = dict(pod.get("status") or {})
-        status["conditions"] = [*(c for c in status.get("conditions") or () if c["type"] != ADMITTED), new]
-        steps: list[Replace | Emit] = [Replace({**pod, "status": status}, status=True)]
-        if not old or old["reason"] != reason:
-            steps.append(Emit(pod, reason, message, warning=True))
-        chains.append(Chain(f"tell {ref_of(pod)} why it waits: {reason}", tuple(steps)))
+        if told := _why_it_waits(view, pod, admission):
+            reason, message = told
+            chains += _tell(view, pod, [Condition(ADMITTED_CONDITION, False, reason, message, True, True)])
+    for grant in view.live:
+        for pod in pods_holding(view, grant):
+            if not is_gated(pod) and not is_deleting(pod):
+                chains += _tell(view, pod, _of_running(view, pod, grant))
     return chains
+
+
+def _why_it_waits(view: View, pod: Object, admission: Admission) -> tuple[str, str] | None:
+    if grant := must_be_told(view, pod):
+        return TAKEN_BACK, taken_back_message(grant)
+    wait, unclear = admission.waits.get(uid_of(pod)), admission.unclear.get(uid_of(pod))
+    if wait is not None:
+        return str(wait.reason), wait.message
+    if unclear is not None:
+        return unclear.reason, unclear.message
+    mismatch = _mismatch(view, pod)
+    return ("GrantMismatch", mismatch) if mismatch else None
+
+
+def _of_running(view: View, pod: Object, grant: Allocation) -> Iterable[Condition]:
+    """What has changed for a pod that was let through: nothing for most."""
+    if condition(pod, ADMITTED_CONDITION) and not is_true(pod, ADMITTED_CONDITION):
+        yield Condition(ADMITTED_CONDITION, True, "Admitted", f"it has the grant {grant.name}")
+    # A launcher's owner is told by its GpuVM.
+    if grant.owner_kind == "Pod":
+        if trouble := trouble_of(view, grant):
+            yield Condition(DEGRADED_CONDITION, True, *trouble, event=True, warning=True)
+        elif is_true(pod, DEGRADED_CONDITION):
+            yield Condition(DEGRADED_CONDITION, False, "AsExpected")
+
+
+def _tell(view: View, pod: Object, wanted: Iterable[Condition]) -> list[Chain]:
+    """The chain that writes those of the conditions that the pod does not show yet."""
+    new = []
+    for want in wanted:
+        old = condition(pod, want.type)
+        shown = (old["status"], old["reason"], old["message"]) if old else None
+        if shown != (str(want.status), want.reason, want.message):
+            new.append((want, old))
+    if not new:
+        return []
+    types = {want.type for want, _ in new}
+    status = dict(pod.get("status") or {})
+    kept = [c for c in status.get("conditions") or () if c["type"] not in types]
+    written = merged(pod, (want for want, _ in new), 0, view.now)
+    for found in written:
+        found.pop("observedGeneration")
+    status["conditions"] = [*kept, *written]
+    events = [
+        Emit(pod, want.reason, want.message, want.warning)
+        for want, old in new
+        if want.event and (old is None or old["reason"] != want.reason)
+    ]
+    reasons = ", ".join(want.reason for want, _ in new)
+    return [
+        Chain(f"tell {ref_of(pod)}: {reasons}", (Replace({**pod, "status": status}, status=True), *events))
+    ]
 
 
 def _mismatch(view: View, pod: Object) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from vmtenancy.reconcile.kinds import KINDS
 from vmtenancy.reconcile.steps import Object, Ref
 
 T = TypeVar("T")
+BIND_DEADLINE_S: Final = 300.0
 Key = tuple[str, str]
 """(namespace, name); the namespace of a cluster-scoped object is `""`."""
 
@@ -65,6 +66,10 @@ class World:
     templates: Mapping[str, str] = field(default_factory=dict)
     vcluster_values: Mapping[str, Any] = field(default_factory=dict)
     """The administrator's values of vCluster's chart, for all virtual clusters."""
+    head_seen: tuple[int, int] = (0, 0)
+    """The highest (epoch, sequence) of the ledger that this controller has seen."""
+    bind_deadline: float = BIND_DEADLINE_S
+    """Seconds from lifting a pod's gate after which its grant is taken back, unless it is bound by then."""
     memo: dict[tuple[str, str, str], Any] = field(default_factory=dict, repr=False)
     """Parsed forms by (kind, uid, resourceVersion): a cache of pure functions, never a source of truth."""
 

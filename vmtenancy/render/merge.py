@@ -25,7 +25,7 @@ def merge(base: Any, overlay: Any) -> Any:
         names = [_name(item) for item in (*base, *overlay)]
         if all(names):
             return _merge_named(base, overlay)
-    return _without_nulls(overlay)
+    return without_nulls(overlay)
 
 
 def _merge_named(base: Sequence[Any], overlay: Sequence[Any]) -> list[Any]:
@@ -44,9 +44,10 @@ def _name(item: Any) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
+    """Return `value` without the keys of its mappings that are null, at any depth."""
     if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
+        return [without_nulls(item) for item in value]
     return value

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
-from vmtenancy.testing.controlplane import ControlPlane
+from vmtenancy.testing.cluster import Cluster
 
 _DISCOVERY = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
 _NAMES_ONLY = "application/json;g=meta.k8s.io;v=v1;as=PartialObjectMetadataList"
@@ -65,12 +65,12 @@ class Snapshot:
     and priority classes, and every object of ``vmtenancy.io``.
     """
 
-    def __init__(self, cluster: ControlPlane, before: Collection[str]) -> None:
+    def __init__(self, cluster: Cluster, before: Collection[str]) -> None:
         self._cluster = cluster
         self._before = frozenset(before)
 
     @classmethod
-    def take(cls, cluster: ControlPlane) -> Self:
+    def take(cls, cluster: Cluster) -> Self:
         """Remember every object in scope."""
         everything = cls(cluster, ())
         return cls(cluster, {found.metadata["uid"] for found in everything._news()})
@@ -139,7 +139,7 @@ class Snapshot:
         return answer
 
 
-def _discover(cluster: ControlPlane) -> Iterator[_Resource]:
+def _discover(cluster: Cluster) -> Iterator[_Resource]:
     """Every kind in scope that can be listed and deleted, in its preferred version."""
     seen = set()
     for root in ("/api", "/apis"):

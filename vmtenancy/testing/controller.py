@@ -15,6 +15,7 @@ from vmtenancy import resources
 from vmtenancy.kube.client import Client
 from vmtenancy.kube.install import install
 from vmtenancy.testing import build
+from vmtenancy.testing.faults import SteppedClock
 from vmtenancy.testing.process import Process
 from vmtenancy.testing.vcluster import SCHEDULING
 
@@ -38,19 +39,30 @@ class ControllerProcess:
     """
 
     def __init__(
-        self, kubeconfig: Path, folder: Path, *, name: str = "controller", lease_duration_s: float = 3.0
+        self,
+        kubeconfig: Path,
+        folder: Path,
+        *,
+        name: str = "controller",
+        lease_duration_s: float = 3.0,
+        bind_deadline_s: float = 300.0,
+        clock: SteppedClock | None = None,
     ) -> None:
+        """`kubeconfig` may be a `FaultProxy`'s. `clock` is the wall clock of the process, else this machine's."""
         values = folder / "vcluster-values.yaml"
         values.write_text(yaml.safe_dump({"controlPlane": {"statefulSet": {"scheduling": dict(SCHEDULING)}}}))
         self._name = name
         self._log = folder / f"{name}.log"
-        self._command = [
-            *(sys.executable, "-m", "vmtenancy", "controller", "--act-as-account"),
+        arguments = [
+            *("controller", "--act-as-account"),
             *("--kubeconfig", str(kubeconfig), "--lease-duration", str(lease_duration_s)),
+            *("--bind-deadline", str(bind_deadline_s)),
             *("--vcluster-chart", str(build.module_dir("vcluster", "github.com/loft-sh/vcluster", "chart"))),
             *("--vcluster-values", str(values), "--helm", str(build.resolve("helm"))),
             *("--health-port", "0", "--metrics-port", "0"),
         ]
+        start = clock.command("vmtenancy") if clock else [sys.executable, "-m", "vmtenancy"]
+        self._command = [*start, *arguments]
         self.process = self._new()
 
     def _new(self) -> Process:

@@ -1,240 +1,70 @@
 """A real Kubernetes control plane on loopback: etcd, kube-apiserver, its controllers and scheduler, and KWOK.
 
-There are no machines behind it: KWOK plays the kubelets of nodes that carry the annotation
-``kwok.x-k8s.io/node: fake`` (see ``fleet.py``). Everything else is the real program.
+There are no machines behind it (see ``cluster.py``). Everything else is the real program.
 """
 
-import base64
-import functools
-import json
 import shutil
-import ssl
-import subprocess
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
 
-import yaml
-
-from vmtenancy.testing import build
-from vmtenancy.testing.pki import LOOPBACK, Authority, KeyPair, signing_key
-from vmtenancy.testing.process import Process, ProcessError, free_port, http_ok
-
-if TYPE_CHECKING:
-    from kubernetes.client import ApiClient
+from vmtenancy.testing.cluster import ACCOUNTS_SERVED, Cluster
+from vmtenancy.testing.process import Process, ProcessError, free_port, http_ok, paused
 
 SERVICE_CIDR = "10.96.0.0/16"
 BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok", "kubectl")
 START_DEADLINE_S = 90.0
 
-# What KubeVirt 1.7 reads of DRA is v1beta1; the rest of the API is what 1.36 serves by default.
-RUNTIME_CONFIG = {"resource.k8s.io/v1beta1": "true"}
 
-# Only writes, and only once they are done: enough to prove that nothing is written at rest.
-_AUDIT_POLICY = {
-    "apiVersion": "audit.k8s.io/v1",
-    "kind": "Policy",
-    "omitStages": ["RequestReceived"],
-    "rules": [
-        {"level": "None", "verbs": ["get", "list", "watch"]},
-        {"level": "Metadata"},
-    ],
-}
+class ControlPlane(Cluster):
+    """Started with ``with ControlPlane() as cluster``, or ``start()`` and ``stop()``; see `Cluster`."""
 
+    binaries = BINARIES
 
-class KubectlError(subprocess.CalledProcessError):
-    """kubectl failed; the message holds what it said."""
+    def restart(self, *names: str, between: Callable[[], None] = lambda: None) -> None:
+        """Stop programs of these names (``kube-apiserver``, ...), call ``between``, and start them again.
 
-    def __str__(self) -> str:
-        return f"{super().__str__()}\n{self.stderr.strip()}"
-
-
-class ControlPlane:
-    """Started with ``with ControlPlane() as cluster``, or ``start()`` and ``stop()``.
-
-    ``data_dir`` keeps certificates, data and logs (``<data_dir>/logs/<program>.log``); without it a temporary
-    folder is used and removed on stop. ``feature_gates`` and ``runtime_config`` add to the defaults.
-    """
-
-    def __init__(
-        self,
-        data_dir: Path | None = None,
-        *,
-        feature_gates: Mapping[str, bool] | None = None,
-        runtime_config: Mapping[str, str] | None = None,
-    ) -> None:
-        self._temporary = data_dir is None
-        self.data_dir = data_dir or Path(tempfile.mkdtemp(prefix="vmtenancy-"))
-        self.processes: list[Process] = []
-        self._gates = ",".join(f"{k}={str(v).lower()}" for k, v in (feature_gates or {}).items())
-        self._runtime_config = {**RUNTIME_CONFIG, **(runtime_config or {})}
-
-    # -- life ---------------------------------------------------------------------------------------------
-
-    def start(self) -> Self:
-        """Build what is missing, start everything and wait until pods can be created.
-
-        Raises ``BuildError`` or ``ProcessError`` (with the last lines of the log that says why); what was
-        started is stopped then.
+        They stop in the reverse order of their start and are started in order; returns once the API server is ready.
+        Raises ``ProcessError``.
         """
-        try:
-            programs = {name: build.resolve(name) for name in BINARIES}
-            self._make_pki()
-            self.port = free_port()
-            self.kubeconfig = self.kubeconfig_for("admin", ["system:masters"])
-            self._start_storage(programs)
-            self._start_api_server(programs)
-            self._start_clients(programs)
-        except BaseException:
-            self.stop()
-            raise
-        return self
+        chosen = [process for process in self.processes if process.name in names]
+        for process in reversed(chosen):
+            process.stop()
+        between()
+        for process in chosen:
+            process.start()
+            if process.name == "kube-apiserver":
+                self._wait(process, "/readyz", "ready")
 
-    def stop(self) -> None:
-        """Stop every program; a temporary data folder is removed. Safe to call twice."""
-        for process in reversed(self.processes):
-            process.terminate()
-        for process in reversed(self.processes):
-            process.stop(grace_s=1.0)  # the data is thrown away: no reason to wait for open watches
-        self.processes.clear()
-        if self._temporary:
-            shutil.rmtree(self.data_dir, ignore_errors=True)
+    def save_storage(self, folder: Path) -> None:
+        """Copy etcd's data to ``folder``, which must not exist, as it is at one moment; nothing is restarted.
 
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    # -- what its users need ------------------------------------------------------------------------------
-
-    @property
-    def url(self) -> str:
-        """The API server's base URL."""
-        return f"https://127.0.0.1:{self.port}"
-
-    @property
-    def ca(self) -> Path:
-        """PEM file of the authority that signed the API server's certificate and all clients'."""
-        return self.cluster_ca.cert
-
-    @property
-    def audit_log(self) -> Path:
-        """One JSON object per line for each request that was no read (``audit.k8s.io/v1``, Metadata)."""
-        return self.logs / "audit.log"
-
-    @property
-    def logs(self) -> Path:
-        """Folder of the programs' logs."""
-        return self.data_dir / "logs"
-
-    def kubeconfig_for(self, user: str, groups: Iterable[str] = ()) -> Path:
-        """A self-contained kubeconfig of ``user``, a member of ``groups``, by client certificate."""
-        groups = list(groups)
-        stem = "".join(c if c.isalnum() or c in "-." else "_" for c in "_".join([user, *groups]))
-        pair = self.cluster_ca.issue(f"client-{stem}", user, organizations=groups)
-        path = self.data_dir / "kubeconfigs" / f"{stem}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(yaml.safe_dump(self._kubeconfig(user, pair)))
-        return path
-
-    def kubectl(self, *args: str, stdin: str | None = None) -> str:
-        """Run kubectl as admin and return what it prints. Raises ``KubectlError``."""
-        command = [str(build.resolve("kubectl")), f"--kubeconfig={self.kubeconfig}", *args]
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise KubectlError(done.returncode, args, done.stdout, done.stderr)
-        return done.stdout
-
-    @functools.cached_property
-    def client(self) -> "ApiClient":
-        """A client of the official ``kubernetes`` package, as admin."""
-        from kubernetes import client, config
-
-        configuration = client.Configuration()
-        config.load_kube_config(str(self.kubeconfig), client_configuration=configuration)  # type: ignore[no-untyped-call]
-        configuration.proxy = None  # the server is on loopback
-        return client.ApiClient(configuration)
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        *,
-        accept: str = "application/json",
-        content_type: str = "application/json",
-    ) -> Any:
-        """One request as admin, JSON in and out. Raises ``kubernetes.client.ApiException``."""
-        from kubernetes.client import ApiException
-
-        headers = {"Accept": accept, "Content-Type": content_type}
-        answer = self.client.call_api(method, self.url + path, headers, body)
-        text: bytes = answer.read()  # type: ignore[no-untyped-call]
-        if answer.status >= 300:
-            raise ApiException.from_response(http_resp=answer, body=text.decode(), data=None)
-        return json.loads(text)
-
-    @functools.cached_property
-    def ssl_context(self) -> ssl.SSLContext:
-        """TLS for plain HTTP clients, as admin."""
-        context = ssl.create_default_context(cafile=str(self.ca))
-        context.load_cert_chain(self.admin.cert, self.admin.key)
-        return context
-
-    # -- its parts ----------------------------------------------------------------------------------------
-
-    def spawn(self, name: str, command: Sequence[str | Path], **options: Any) -> Process:
-        """Start one more program that belongs to this control plane (stopped with it, logged beside it).
-
-        ``options`` are those of ``Process`` but ``log``.
+        etcd stands still for the copy, so what is copied is what a killed etcd would find.
         """
-        process = Process(name, command, log=self.logs / f"{name}.log", **options)
-        self.processes.append(process)
-        process.start()
-        return process
+        (etcd,) = (process for process in self.processes if process.name == "etcd")
+        with paused(etcd):
+            shutil.copytree(self._storage, folder)
 
-    def _make_pki(self) -> None:
-        pki = self.data_dir / "pki"
-        self.cluster_ca = Authority(pki, "ca")
-        self.front_proxy_ca = Authority(pki, "front-proxy-ca")
-        self.etcd_ca = Authority(pki, "etcd-ca")
-        service = "kubernetes.default.svc"
-        hosts = [*LOOPBACK, service, f"{service}.cluster.local", "kubernetes", "10.96.0.1"]
-        self.serving = self.cluster_ca.issue("apiserver", "kube-apiserver", hosts=hosts)
-        self.admin = self.cluster_ca.issue("admin", "admin", organizations=["system:masters"])
-        self.front_proxy = self.front_proxy_ca.issue("front-proxy", "front-proxy-client")
-        self.etcd_pair = self.etcd_ca.issue("etcd", "etcd", hosts=LOOPBACK)
-        self.service_account_key = signing_key(pki, "service-account")
+    def restore_storage(self, folder: Path) -> None:
+        """Bring back the data that ``save_storage`` copied, and with it the revision of that time.
 
-    def _kubeconfig(self, user: str, pair: KeyPair) -> dict[str, Any]:
-        def data(path: Path) -> str:
-            return base64.b64encode(path.read_bytes()).decode()
+        Every program of Kubernetes is restarted, as the guide to restoring etcd has it; programs of others (KubeVirt,
+        our controller) go on. Returns once the API server is ready. Raises ``ProcessError``.
+        """
 
-        name = "vmtenancy"
-        return {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": name,
-            "contexts": [{"name": name, "context": {"cluster": name, "user": user}}],
-            "clusters": [
-                {"name": name, "cluster": {"server": self.url, "certificate-authority-data": data(self.ca)}}
-            ],
-            "users": [
-                {
-                    "name": user,
-                    "user": {
-                        "client-certificate-data": data(pair.cert),
-                        "client-key-data": data(pair.key),
-                    },
-                }
-            ],
-        }
+        def swap() -> None:
+            shutil.rmtree(self._storage)
+            shutil.copytree(folder, self._storage)
+
+        self.restart(*BINARIES, between=swap)
+
+    @property
+    def _storage(self) -> Path:
+        return self.data_dir / "etcd"
+
+    def _start_kubernetes(self, programs: Mapping[str, Path]) -> None:
+        self._start_storage(programs)
+        self._start_api_server(programs)
+        self._start_clients(programs)
 
     def _start_storage(self, programs: Mapping[str, Path]) -> None:
         self.etcd_url, peer = f"https://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
@@ -242,7 +72,7 @@ class ControlPlane:
             "etcd",
             [
                 programs["etcd"],
-                f"--data-dir={self.data_dir / 'etcd'}",
+                f"--data-dir={self._storage}",
                 f"--listen-client-urls={self.etcd_url}",
                 f"--advertise-client-urls={self.etcd_url}",
                 f"--listen-peer-urls={peer}",
@@ -258,8 +88,6 @@ class ControlPlane:
         )
 
     def _start_api_server(self, programs: Mapping[str, Path]) -> None:
-        policy = self.data_dir / "audit-policy.yaml"
-        policy.write_text(yaml.safe_dump(_AUDIT_POLICY))
         enabled = ",".join(f"{k}={v}" for k, v in self._runtime_config.items())
         server = self.spawn(
             "kube-apiserver",
@@ -292,7 +120,7 @@ class ControlPlane:
                 f"--proxy-client-cert-file={self.front_proxy.cert}",
                 f"--proxy-client-key-file={self.front_proxy.key}",
                 f"--runtime-config={enabled}",
-                f"--audit-policy-file={policy}",
+                f"--audit-policy-file={self._write_audit_policy()}",
                 f"--audit-log-path={self.audit_log}",
                 *self._gate_flags(),
             ],
@@ -314,31 +142,13 @@ class ControlPlane:
             ],
         )
         self.spawn("kube-scheduler", [programs["kube-scheduler"], *common, *self._gate_flags()])
-        self.spawn("kwok", [programs["kwok"], *self._kwok_flags()])
+        self._start_kwok(programs["kwok"])
         # Pods are refused until the controllers have made their namespace's service account.
-        self._wait(manager, "/api/v1/namespaces/default/serviceaccounts/default", "serving accounts")
-
-    def _kwok_flags(self) -> list[str]:
-        upstream = build.module_dir("kwok", "sigs.k8s.io/kwok", "kustomize/stage")
-        stages = [
-            upstream / "node/fast/node-initialize.yaml",
-            upstream / "node/heartbeat-with-lease/node-heartbeat-with-lease.yaml",
-            upstream / "pod/fast/pod-ready.yaml",
-            upstream / "pod/general/pod-complete.yaml",
-            build.COMPONENTS / "kwok" / "pod-delete.yaml",
-        ]
-        return [
-            f"--kubeconfig={self.kubeconfig}",
-            "--manage-all-nodes=false",
-            "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
-            "--node-lease-duration-seconds=40",
-            "--cidr=10.244.0.0/16",
-            "--node-ip=10.0.0.1",
-            *(f"--config={stage}" for stage in stages),
-        ]
+        self._wait(manager, ACCOUNTS_SERVED, "serving accounts")
 
     def _gate_flags(self) -> list[str]:
-        return [f"--feature-gates={self._gates}"] if self._gates else []
+        gates = ",".join(f"{k}={str(v).lower()}" for k, v in self._feature_gates.items())
+        return [f"--feature-gates={gates}"] if gates else []
 
     def _wait(self, process: Process, path: str, what: str) -> None:
         """Wait for a GET on ``path`` to succeed, blaming the program that is down if it never does."""

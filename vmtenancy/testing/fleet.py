@@ -1,6 +1,6 @@
 """GPU nodes without machines: manifests of nodes as GPU, device and KubeVirt operators would leave them.
 
-KWOK (part of ``ControlPlane``) makes them Ready and plays their kubelets.
+KWOK (part of ``Cluster``) makes them Ready and plays their kubelets.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vmtenancy.testing.waiting import eventually
 
 if TYPE_CHECKING:
-    from vmtenancy.testing.controlplane import ControlPlane
+    from vmtenancy.testing.cluster import Cluster
 
 Node = dict[str, Any]
 Mode = Literal["container", "vm-passthrough", "vm-vgpu"]
@@ -80,7 +80,7 @@ def gpu_node(
     }
 
 
-def create(cluster: "ControlPlane", nodes: Iterable[Node], *, deadline_s: float = 30.0) -> list[Node]:
+def create(cluster: "Cluster", nodes: Iterable[Node], *, deadline_s: float = 30.0) -> list[Node]:
     """Create nodes and wait until the scheduler may use them all; returns them as they are then, by name.
 
     Raises ``TimeoutError`` after ``deadline_s`` seconds.

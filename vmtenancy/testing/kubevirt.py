@@ -1,7 +1,7 @@
 """Real KubeVirt on a control plane without machines: its virt-api and virt-controller, run as processes.
 
 virt-operator is left out; what it would have done is done here: the CRDs, webhooks and APIServices that
-KubeVirt's own generators print (pointed at loopback), the certificates, and the KubeVirt object with the
+KubeVirt's own generators print (pointed at this machine), the certificates, and the KubeVirt object with the
 status that the other two read. The node side is played by `VirtHandler`, disk images by `DataImporter`.
 """
 
@@ -19,7 +19,7 @@ from kubernetes import client, config
 
 from vmtenancy.testing import build
 from vmtenancy.testing.cdi import DataImporter
-from vmtenancy.testing.controlplane import ControlPlane
+from vmtenancy.testing.cluster import Cluster
 from vmtenancy.testing.informer import Object, StandIn
 from vmtenancy.testing.pki import LOOPBACK, Authority
 from vmtenancy.testing.process import Process, free_port, http_ok
@@ -48,7 +48,7 @@ class KubeVirt:
 
     def __init__(
         self,
-        cluster: ControlPlane,
+        cluster: Cluster,
         *,
         pci_devices: Mapping[str, str] = PCI_DEVICES,
         mediated_devices: Mapping[str, str] = MEDIATED_DEVICES,
@@ -98,7 +98,9 @@ class KubeVirt:
         authority = Authority(self.cluster.data_dir / "kubevirt", "kubevirt-ca")
         ca = authority.cert.read_text()
         # virt-api is asked by address (webhooks) and by its Service's name (aggregated API).
-        pair = authority.issue("virt", "virt", hosts=[*LOOPBACK, f"{_SERVICE}.{NAMESPACE}.svc"])
+        pair = authority.issue(
+            "virt", "virt", hosts=[*LOOPBACK, self.cluster.host, f"{_SERVICE}.{NAMESPACE}.svc"]
+        )
         self._tls = ssl.create_default_context(cafile=str(authority.cert))
         # First, as it computes for 5 s before it looks for anything on the cluster.
         port, process = self._spawn(
@@ -118,8 +120,12 @@ class KubeVirt:
         eventually("KubeVirt's CRDs are served", lambda: names <= self._served(), _DEADLINE_S)
         self._apply(_namespace(ca))
         self._configure()
-        process.wait_ready(http_ok(f"https://127.0.0.1:{port}/healthz", self._tls), _DEADLINE_S, "healthy")
-        self._apply([_service(port), *(_pointed_at(o, port, ca) for o in objects if o not in crds)])
+        process.wait_ready(
+            http_ok(f"https://{self.cluster.host}:{port}/healthz", self._tls), _DEADLINE_S, "healthy"
+        )
+        host = self.cluster.host
+        pointed = [_pointed_at(o, host, port, ca) for o in objects if o not in crds]
+        self._apply([_service(host, port), *pointed])
         process.wait_ready(self._validates, _DEADLINE_S, "validating")
 
         port, process = self._spawn(
@@ -143,7 +149,7 @@ class KubeVirt:
             [
                 program,
                 f"--kubeconfig={self._identity(account)}",
-                "--listen=127.0.0.1",
+                f"--listen={self.cluster.host}",
                 f"--port={port}",
                 *options,
             ],
@@ -215,7 +221,7 @@ class KubeVirt:
 
     def _leads(self, port: int) -> bool:
         try:
-            url = f"https://127.0.0.1:{port}/leader"
+            url = f"https://{self.cluster.host}:{port}/leader"
             with urllib.request.urlopen(url, timeout=2, context=self._tls) as answer:
                 return bool(json.load(answer)["apiserver"]["leader"] == "true")
         except OSError:
@@ -240,22 +246,22 @@ def _namespace(ca: str) -> list[Object]:
     ]
 
 
-def _service(port: int) -> Object:
-    """virt-api's Service: the aggregator resolves the name of an ExternalName itself."""
+def _service(host: str, port: int) -> Object:
+    """virt-api's Service: the aggregator goes to the address of an ExternalName itself."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": _SERVICE, "namespace": NAMESPACE},
-        "spec": {"type": "ExternalName", "externalName": "localhost", "ports": [{"port": port}]},
+        "spec": {"type": "ExternalName", "externalName": host, "ports": [{"port": port}]},
     }
 
 
-def _pointed_at(item: Object, port: int, ca: str) -> Object:
-    """The object with every reference to virt-api's Service replaced by its loopback address."""
+def _pointed_at(item: Object, host: str, port: int, ca: str) -> Object:
+    """The object with every reference to virt-api's Service replaced by its address."""
     bundle = base64.b64encode(ca.encode()).decode()
     for hook in item.get("webhooks", []):
         path = hook["clientConfig"].pop("service")["path"]
-        hook["clientConfig"] |= {"url": f"https://127.0.0.1:{port}{path}", "caBundle": bundle}
+        hook["clientConfig"] |= {"url": f"https://{host}:{port}{path}", "caBundle": bundle}
     if item["kind"] == "APIService":
         item["spec"]["service"]["port"] = port
         item["spec"]["caBundle"] = bundle

@@ -25,11 +25,21 @@ class KeyPair:
 
 
 class Authority:
-    """A certificate authority; its certificate and key and all that it issues are files in one folder."""
+    """A certificate authority; its certificate and key and all that it issues are files in one folder.
+
+    Where the folder has one of this name already, it is that one.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
+        self.pair = KeyPair(folder / f"{name}.crt", folder / f"{name}.key")
+        if self.pair.cert.exists():
+            self._cert = x509.load_pem_x509_certificate(self.pair.cert.read_bytes())
+            key = serialization.load_pem_private_key(self.pair.key.read_bytes(), password=None)
+            assert isinstance(key, ec.EllipticCurvePrivateKey)
+            self._key = key
+            return
         self._key = ec.generate_private_key(ec.SECP256R1())
         subject = _name(name)
         usage = _usage(digital_signature=True, key_cert_sign=True, crl_sign=True)
@@ -39,7 +49,7 @@ class Authority:
             .add_extension(usage, critical=True)
             .sign(self._key, hashes.SHA256())
         )
-        self.pair = _write(folder, name, self._cert, self._key)
+        _write(folder, name, self._cert, self._key)
 
     @property
     def cert(self) -> Path:

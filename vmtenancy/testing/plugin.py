@@ -21,6 +21,7 @@ _NEEDS = {
     "control_plane": ("etcd", "kubernetes", "kwok"),
     "kubevirt": ("kubevirt",),
     "vcluster": ("vcluster", "helm"),
+    "kind": ("kind",),
 }
 
 

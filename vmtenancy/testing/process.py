@@ -18,10 +18,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vmtenancy.errors import Code, Problem, VmtError
+from vmtenancy.testing.waiting import eventually
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
@@ -69,8 +70,14 @@ class Process:
         self._supervisor: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the program; returns once it is forked. Raises ``ProcessError`` if it can not be run."""
+        """Start the program, also again after ``stop``; returns once it is forked.
+
+        Raises ``ProcessError`` if it can not be run.
+        """
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._process = None
+        self._forked.clear()
+        self._stopping.clear()
         self._supervisor = threading.Thread(
             target=self._supervise, name=f"supervise {self.name}", daemon=True
         )
@@ -160,6 +167,30 @@ class Process:
                 process.wait()
                 if not self._restart or self._stopping.wait(_RESTART_DELAY_S):
                     return
+
+
+@contextlib.contextmanager
+def paused(process: Process) -> Iterator[None]:
+    """The process group stands still (SIGSTOP) while the block runs, and goes on after it (SIGCONT).
+
+    Of etcd: requests hang. Of a controller: its Lease runs out, another takes over, and it wakes in the middle of what
+    it was doing. Raises ``ProcessError`` if the program is not running.
+    """
+    if not process.alive:
+        raise ProcessError(f"{process.name} is not running and can not be paused")
+    process.signal(signal.SIGSTOP)
+    try:
+        eventually(f"{process.name} stands still", lambda: _stands_still(process.pid), 10.0)
+        yield
+    finally:
+        process.signal(signal.SIGCONT)
+
+
+def _stands_still(pid: int | None) -> bool:
+    """Whether all threads of a process are stopped."""
+    threads = list(Path(f"/proc/{pid}/task").glob("*/stat"))
+    # pid (name) state ...: the name may hold anything, and ends with the last bracket.
+    return bool(threads) and all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in threads)
 
 
 def free_port() -> int:

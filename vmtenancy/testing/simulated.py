@@ -8,10 +8,12 @@ are visited in the order of their names.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from vmtenancy.api.names import GPU_RESOURCE_PREFIXES
+from vmtenancy.reconcile.kinds import KINDS
 from vmtenancy.reconcile.memory import MemoryCluster
 from vmtenancy.reconcile.node_fit import fits_node
 from vmtenancy.reconcile.planner import plan
@@ -19,7 +21,7 @@ from vmtenancy.reconcile.pods import gpu_requests, is_finished
 from vmtenancy.reconcile.status import is_true
 from vmtenancy.reconcile.steps import Object, Ref, RenderChart
 from vmtenancy.reconcile.view import by_name
-from vmtenancy.reconcile.world import is_deleting, labels_of, owner_uids, ref_of, uid_of
+from vmtenancy.reconcile.world import annotations_of, is_deleting, labels_of, owner_uids, ref_of, uid_of
 
 
 class NotSettledError(Exception):
@@ -35,6 +37,8 @@ class SimulatedCluster:
         self.cluster = MemoryCluster(now=now, renderer=simulated_chart)
         self.cluster.world.identity = identity
         self.cluster.world.templates = templates
+        self.refusing: frozenset[str] = frozenset()
+        """Nodes that the scheduler binds nothing to, for a reason that the planner does not see: a volume, a port."""
 
     def settle(self, rounds: int = 60) -> int:
         """Let controller and surroundings act in turn, one second apart, until neither has anything to do.
@@ -58,54 +62,66 @@ class SimulatedCluster:
 
     def surroundings(self) -> None:
         """One turn of everything that is not ours."""
-        self._garbage_collector()
-        self._vclusters()
-        self._virt_controller()
-        self._scheduler()
-        self._kubelets()
+        for _, move in self.moves():
+            move()
+
+    def moves(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        """Each rule for each object by itself, with its name, in the order of a turn.
+
+        Objects are looked up when their rule's turn comes: a turn runs each move before it takes the next one.
+        """
+        rules: Sequence[tuple[str, str, Callable[[Object], None]]] = (
+            *(("collect garbage", kind, self._collect) for kind in KINDS),
+            ("evict from a lost node", "Pod", self._evict_lost),
+            ("run vCluster", "StatefulSet", self._run_vcluster),
+            ("run machine", "VirtualMachine", self._run_machine),
+            ("run instance", "VirtualMachineInstance", self._run_instance),
+            ("schedule", "Pod", self._schedule),
+            ("run pod", "Pod", self._run_pod),
+        )
+        for what, kind, rule in rules:
+            for obj in by_name(self.cluster.world.of(kind)):
+                yield f"{what}: {ref_of(obj)}", partial(rule, obj)
 
     # -- garbage collection -----------------------------------------------------------------------------------
 
-    def _garbage_collector(self) -> None:
-        """What was made for an owner that is gone by then goes, and so does what ran on a node that is gone."""
-        world = self.cluster.world
-        everything = [obj for objects in world.objects.values() for obj in objects.values()]
-        known = {uid_of(obj) for obj in everything}
-        for obj in everything:
-            owners = set(owner_uids(obj))
-            if owners and not owners & known:
-                self.cluster.delete(ref_of(obj))
-        for pod in by_name(world.of("Pod")):
-            node = pod["spec"].get("nodeName")
-            if node and world.get("Node", "", node) is None:
-                self._set_status(pod, {**(pod.get("status") or {}), "phase": "Failed"})
-                self.cluster.delete(ref_of(pod))
+    def _collect(self, obj: Object) -> None:
+        """What was made for an owner that is gone by now goes."""
+        owners = set(owner_uids(obj))
+        if owners:
+            objects = self.cluster.world.objects.values()
+            if not any(uid_of(other) in owners for of_kind in objects for other in of_kind.values()):
+                self.cluster.delete(ref_of(obj), uid=uid_of(obj))
+
+    def _evict_lost(self, pod: Object) -> None:
+        """What ran on a node that is gone has ended."""
+        node = pod["spec"].get("nodeName")
+        if node and self.cluster.world.get("Node", "", node) is None:
+            self._set_status(pod, {**(pod.get("status") or {}), "phase": "Failed"})
+            self.cluster.delete(ref_of(pod))
 
     # -- KubeVirt ---------------------------------------------------------------------------------------------
 
-    def _virt_controller(self) -> None:
+    def _run_machine(self, vm: Object) -> None:
         world = self.cluster.world
-        for vm in by_name(world.of("VirtualMachine")):
-            of_vm = Ref("VirtualMachineInstance", vm["metadata"]["namespace"], vm["metadata"]["name"])
-            instance = world.find(of_vm)
-            if instance is None and is_deleting(vm):
-                self._set_finalizers(vm)
-                continue
-            runs = vm["spec"].get("runStrategy") != "Halted" and not is_deleting(vm)
-            if instance is None and runs:
-                # With it the machine outlives its instance.
-                self._set_finalizers(vm, "kubevirt.io/virtualMachineControllerFinalize")
-                self.cluster.create(_instance_of(vm))
-            elif instance is not None and not is_deleting(instance) and (not runs or is_finished(instance)):
-                self.cluster.delete(of_vm)
-            instance = world.find(of_vm)
-            phase = instance["status"]["phase"] if instance else ""
-            printable = {"Running": "Running", "": "Starting" if runs else "Stopped"}.get(phase, "Scheduling")
-            self._set_status(
-                vm, {"created": bool(instance), "ready": phase == "Running", "printableStatus": printable}
-            )
-        for instance in by_name(world.of("VirtualMachineInstance")):
-            self._run_instance(instance)
+        of_vm = Ref("VirtualMachineInstance", vm["metadata"]["namespace"], vm["metadata"]["name"])
+        instance = world.find(of_vm)
+        if instance is None and is_deleting(vm):
+            self._set_finalizers(vm)
+            return
+        runs = vm["spec"].get("runStrategy") != "Halted" and not is_deleting(vm)
+        if instance is None and runs:
+            # With it the machine outlives its instance.
+            self._set_finalizers(vm, "kubevirt.io/virtualMachineControllerFinalize")
+            self.cluster.create(_instance_of(vm))
+        elif instance is not None and not is_deleting(instance) and (not runs or is_finished(instance)):
+            self.cluster.delete(of_vm)
+        instance = world.find(of_vm)
+        phase = instance["status"]["phase"] if instance else ""
+        printable = {"Running": "Running", "": "Starting" if runs else "Stopped"}.get(phase, "Scheduling")
+        self._set_status(
+            vm, {"created": bool(instance), "ready": phase == "Running", "printableStatus": printable}
+        )
 
     def _run_instance(self, instance: Object) -> None:
         pods = self._launchers(instance)
@@ -144,23 +160,20 @@ class SimulatedCluster:
 
     # -- scheduler and kubelets -------------------------------------------------------------------------------
 
-    def _scheduler(self) -> None:
+    def _schedule(self, pod: Object) -> None:
+        if pod["spec"].get("nodeName") or pod["spec"].get("schedulingGates") or is_deleting(pod):
+            return
         free = self._free_resources()
-        for pod in by_name(self.cluster.world.of("Pod")):
-            if pod["spec"].get("nodeName") or pod["spec"].get("schedulingGates") or is_deleting(pod):
-                continue
-            wanted = gpu_requests(pod)
-            for node in by_name(self.cluster.world.of("Node")):
-                if not is_true(node, "Ready"):
-                    continue
-                left = free[node["metadata"]["name"]]
-                if fits_node(pod, node) and all(left.get(name, 0) >= count for name, count in wanted.items()):
-                    bound = copy.deepcopy(pod)
-                    bound["spec"]["nodeName"] = node["metadata"]["name"]
-                    self.cluster.replace(bound)
-                    for name, count in wanted.items():
-                        left[name] -= count
-                    break
+        wanted = gpu_requests(pod)
+        for node in by_name(self.cluster.world.of("Node")):
+            left = free[node["metadata"]["name"]]
+            has_room = all(left.get(name, 0) >= count for name, count in wanted.items())
+            refuses = node["metadata"]["name"] in self.refusing
+            if is_true(node, "Ready") and fits_node(pod, node) and has_room and not refuses:
+                bound = copy.deepcopy(pod)
+                bound["spec"]["nodeName"] = node["metadata"]["name"]
+                self.cluster.replace(bound)
+                return
 
     def _free_resources(self) -> dict[str, dict[str, int]]:
         free: dict[str, dict[str, int]] = {}
@@ -178,32 +191,29 @@ class SimulatedCluster:
                     free[name][resource] = free[name].get(resource, 0) - count
         return free
 
-    def _kubelets(self) -> None:
-        for pod in by_name(self.cluster.world.of("Pod")):
-            node = self.cluster.world.get("Node", "", pod["spec"].get("nodeName", ""))
-            if node is None or not is_true(node, "Ready") or is_finished(pod):
-                continue
+    def _run_pod(self, pod: Object) -> None:
+        node = self.cluster.world.get("Node", "", pod["spec"].get("nodeName", ""))
+        if node is not None and is_true(node, "Ready") and not is_finished(pod):
             phase = "Succeeded" if is_deleting(pod) else "Running"
             self._set_status(pod, {**(pod.get("status") or {}), "phase": phase})
 
     # -- vCluster ---------------------------------------------------------------------------------------------
 
-    def _vclusters(self) -> None:
-        for stateful in by_name(self.cluster.world.of("StatefulSet")):
-            if labels_of(stateful).get("app") != "vcluster" or is_deleting(stateful):
-                continue
-            self._set_status(stateful, {"replicas": 1, "readyReplicas": 1, "updatedReplicas": 1})
-            meta = stateful["metadata"]
-            name = f"vc-{meta['name']}"
-            if self.cluster.world.get("Secret", meta["namespace"], name) is None:
-                self.cluster.create(
-                    {
-                        "apiVersion": "v1",
-                        "kind": "Secret",
-                        "metadata": {"name": name, "namespace": meta["namespace"]},
-                        "data": {"config": "c2ltdWxhdGVk"},
-                    }
-                )
+    def _run_vcluster(self, stateful: Object) -> None:
+        if labels_of(stateful).get("app") != "vcluster" or is_deleting(stateful):
+            return
+        self._set_status(stateful, {"replicas": 1, "readyReplicas": 1, "updatedReplicas": 1})
+        meta = stateful["metadata"]
+        name = f"vc-{meta['name']}"
+        if self.cluster.world.get("Secret", meta["namespace"], name) is None:
+            self.cluster.create(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Secret",
+                    "metadata": {"name": name, "namespace": meta["namespace"]},
+                    "data": {"config": "c2ltdWxhdGVk"},
+                }
+            )
 
     @staticmethod
     def host_name(name: str, namespace: str, cluster: str) -> str:
@@ -220,6 +230,7 @@ class SimulatedCluster:
                 "name": self.host_name(meta["name"], meta.get("namespace", "default"), cluster),
                 "namespace": host_namespace,
                 "labels": {**labels_of(pod), "vcluster.loft.sh/managed-by": cluster},
+                "annotations": dict(annotations_of(pod)),
             },
             "spec": copy.deepcopy(pod["spec"]),
         }
@@ -245,7 +256,15 @@ def simulated_chart(step: RenderChart) -> Iterable[Object]:
             "apiVersion": "apps/v1",
             "kind": "StatefulSet",
             "metadata": {"name": step.release, "namespace": step.namespace, "labels": labels},
-            "spec": {"replicas": 1, "selector": {"matchLabels": labels}},
+            "spec": {
+                "replicas": 1,
+                "serviceName": f"{step.release}-headless",
+                "selector": {"matchLabels": labels},
+                "template": {
+                    "metadata": {"labels": labels},
+                    "spec": {"containers": [{"name": "syncer", "image": "registry.example/vcluster:0"}]},
+                },
+            },
         }
     ]
 
@@ -295,5 +314,13 @@ def _launcher_of(instance: Object) -> Object:
             "labels": {**labels_of(instance), "kubevirt.io": "virt-launcher"},
             "ownerReferences": _owner(instance),
         },
-        "spec": {"containers": [{"name": "compute", "resources": {"limits": limits, "requests": limits}}]},
+        "spec": {
+            "containers": [
+                {
+                    "name": "compute",
+                    "image": "registry.example/virt-launcher:0",
+                    "resources": {"limits": limits, "requests": limits},
+                }
+            ]
+        },
     }

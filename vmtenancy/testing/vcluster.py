@@ -24,7 +24,7 @@ from kubernetes import client
 from urllib3.exceptions import HTTPError
 
 from vmtenancy.testing import build, sandbox
-from vmtenancy.testing.controlplane import ControlPlane
+from vmtenancy.testing.cluster import Cluster
 from vmtenancy.testing.informer import Informer, Object, StandIn, allowing, key_of
 from vmtenancy.testing.process import ProcessError, free_port
 from vmtenancy.testing.vcluster_pod import PodWorker
@@ -62,7 +62,7 @@ class VClusterRunner(StandIn):
     lives as long as the claim. Logs: ``<cluster.logs>/vcluster-<namespace>-<pod>.log``.
     """
 
-    def __init__(self, cluster: ControlPlane) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         super().__init__()
         self.cluster = cluster
         self.workers: dict[str, PodWorker] = {}
@@ -187,7 +187,7 @@ class VClusterRunner(StandIn):
 class _Claims(StandIn):
     """Gives each claim of a control plane a volume, and removes volume and data when the claim is gone."""
 
-    def __init__(self, cluster: ControlPlane, folder: Path) -> None:
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
         super().__init__()
         self._cluster = cluster
         self._folder = folder

@@ -16,7 +16,7 @@ import yaml
 from kubernetes.client import ApiException
 from urllib3.exceptions import HTTPError
 
-from vmtenancy.testing.controlplane import ControlPlane
+from vmtenancy.testing.cluster import Cluster
 from vmtenancy.testing.informer import Object, key_of
 from vmtenancy.testing.pki import LOOPBACK, Authority
 from vmtenancy.testing.process import Process, ProcessError, http_ok
@@ -44,7 +44,7 @@ class PodWorker(threading.Thread):
 
     def __init__(
         self,
-        cluster: ControlPlane,
+        cluster: Cluster,
         pod: Object,
         *,
         port: int,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from vmtenancy.core.admission import Admit, Books, Demand, Wait, decide
+from vmtenancy.core.admission import decide
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import Offering
 from vmtenancy.core.quota.tree import QuotaTree
+from vmtenancy.core.requests import Admit, Demand, Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,13 @@ class Explanation:
 
 
 def explain(
-    fleet: Fleet, tree: QuotaTree, holds: Iterable[Admit], demands: Iterable[Demand], key: str
+    fleet: Fleet,
+    tree: QuotaTree,
+    holds: Iterable[Admit],
+    demands: Iterable[Demand],
+    key: str,
+    ending: frozenset[str] = frozenset(),
+    promised: frozenset[str] = frozenset(),
 ) -> Explanation | None:
     """Explain the demand `key` among all that wait; None if it would be admitted. The rest is as in `decide`.
 
@@ -39,19 +46,18 @@ def explain(
     Raises KeyError where nothing of that key is demanded.
     """
     holds = tuple(holds)
-    decisions = decide(fleet, tree, holds, demands)
+    decisions = decide(fleet, tree, holds, demands, ending, promised)
     place = next((i for i, decision in enumerate(decisions) if decision.demand.key == key), None)
     if place is None:
         raise KeyError(key)
     wait = decisions[place]
     if isinstance(wait, Admit):
         return None
-    ahead = [decision for decision in decisions[:place] if isinstance(decision, Admit)]
-    with fleet.what_if(), tree.what_if():
-        books = Books(fleet, tree, [*holds, *ahead])
-        for smaller in _smaller(wait.demand, fleet.offerings):
-            if isinstance(books.judge(smaller), Admit):
-                return Explanation(wait, smaller.requests)
+    ahead = [decision.demand for decision in decisions[:place]]
+    for smaller in _smaller(wait.demand, fleet.offerings):
+        *_, answer = decide(fleet, tree, holds, [*ahead, smaller], ending, promised)
+        if isinstance(answer, Admit):
+            return Explanation(wait, smaller.requests)
     return Explanation(wait, None)
 
 

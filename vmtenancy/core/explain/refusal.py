@@ -31,6 +31,7 @@ class Reason(StrEnum):
     CLASS_LIMIT = "ClassLimit"
     QUOTA_EXCEEDED = "QuotaExceeded"
     NO_CAPACITY = "NoCapacity"
+    NOMINATED = "Nominated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +144,12 @@ def no_supply(fleet: Fleet, tree: QuotaTree, pool: str, parts: int, kept: int) -
         f"({gpus(kept)} kept for guarantees of virtual clusters){held_by(shortage.holders)}"
     )
     return Refusal(Reason.NO_CAPACITY, Problem(Code.NO_CAPACITY, "", message), (pool,), shortage)
+
+
+def nominated(pools: Iterable[str], victims: Iterable[str]) -> Refusal:
+    """It gets its place as soon as others have ended: those that are stopped for it, and those ending anyway."""
+    stopped = ", ".join(victims)
+    message = f"has a place once {stopped or 'others'} {'ends' if stopped and ',' not in stopped else 'end'}"
+    if stopped:
+        message += ", stopped for it"
+    return Refusal(Reason.NOMINATED, Problem(Code.NOMINATED, "", message), tuple(pools))

@@ -9,6 +9,7 @@ keeps feasibility exact by counting.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,12 @@ _ALIEN = -2
 #: No node has more units of a resource: bounds what meets the int32 arrays, however much is asked for.
 MOST_UNITS: Final = 1 << 24
 _MODE_INDEX = {mode: index for index, mode in enumerate(Mode)}
+
+#: The arrays that change with what is held.
+_TAKEN = (
+    *("free_parts", "kind", "empty", "partial", "free_total", "granted_total", "left"),
+    *("cpu", "memory", "rank"),
+)
 
 #: (free parts, kind of the units on it or -1) of one usable GPU, by its index on the node.
 GpuState = tuple[int, int, int]
@@ -211,6 +218,19 @@ class Fleet:
             for sign, placement in reversed(journal):
                 (self.release if sign > 0 else self.hold)(placement)
             self._journal = outer
+
+    def copy(self) -> Fleet:
+        """Another one with the same facts, on which others may hold and release."""
+        twin = copy.copy(self)
+        for name in _TAKEN:
+            setattr(twin, name, getattr(self, name).copy())
+        twin._held = {
+            node: {device: Counter(parts) for device, parts in held.items()}
+            for node, held in self._held.items()
+        }
+        twin._foreign = {n: Counter(units) for n, units in self._foreign.items()}
+        twin._journal = None
+        return twin
 
     def pool_of(self, n: int) -> str | None:
         """The pool of node number `n`."""

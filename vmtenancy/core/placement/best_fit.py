@@ -38,13 +38,17 @@ class Obstacle(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Units of offerings for one workload. cpu in millicores, memory in bytes; `allowed_nodes` None: any."""
+    """Units of offerings for one workload. cpu in millicores, memory in bytes; `allowed_nodes` None: any.
+
+    `avoided_nodes` are taken only where no other node fits.
+    """
 
     runtime: Runtime
     units: tuple[tuple[Offering, int], ...]
     cpu: int = 0
     memory: int = 0
     allowed_nodes: frozenset[str] | None = None
+    avoided_nodes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +81,24 @@ def best_fit(fleet: Fleet, request: Request) -> Placement | NoPlacement:
     """
     pool = request.units[0][0].pool
     modes = deliverable(request.runtime, [offering for offering, _ in request.units])
-    allowed = _allowed(fleet, request.allowed_nodes)
-    best: int | None = None
+    allowed = _mask(fleet, request.allowed_nodes)
+    avoided = _mask(fleet, request.avoided_nodes) if request.avoided_nodes else None
+    best: tuple[bool, int, int] | None = None
     for mode in modes:
         fits = fleet.eligible(pool, mode) & _has_room(fleet, _needs(fleet, request, mode))
         fits &= (fleet.cpu >= request.cpu) & (fleet.memory >= request.memory)
         if allowed is not None:
             fits &= allowed
-        nodes = np.flatnonzero(fits)
+        welcome = fits if avoided is None else fits & ~avoided
+        last_resort = not welcome.any()
+        nodes = np.flatnonzero(fits if last_resort else welcome)
         if nodes.size:
             n = int(nodes[fleet.rank[nodes].argmin()])
-            if best is None or (fleet.rank[n], n) < (fleet.rank[best], best):
-                best = n
+            candidate = (last_resort, int(fleet.rank[n]), n)
+            best = candidate if best is None else min(best, candidate)
     if best is None:
         return _why_not(fleet, request, pool, modes, allowed)
-    return _seat(fleet, request, best)
+    return _seat(fleet, request, best[2])
 
 
 def _needs(fleet: Fleet, request: Request, mode: Mode) -> Counter[int]:
@@ -102,7 +109,7 @@ def _needs(fleet: Fleet, request: Request, mode: Mode) -> Counter[int]:
     return needs
 
 
-def _allowed(fleet: Fleet, names: frozenset[str] | None) -> NDArray[np.bool_] | None:
+def _mask(fleet: Fleet, names: frozenset[str] | None) -> NDArray[np.bool_] | None:
     if names is None:
         return None
     mask = np.zeros(len(fleet.nodes), np.bool_)

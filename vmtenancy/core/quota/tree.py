@@ -17,6 +17,7 @@ whole GPUs.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 
 from vmtenancy.api.gpuclass import PARTS_PER_GPU
 from vmtenancy.core.explain.shortage import Shortage
+from vmtenancy.core.quota.policy import NOBODY, PreemptionPolicy
 from vmtenancy.errors import Code, Problem, VmtError
 
 _UNLIMITED = 1 << 60
@@ -66,12 +68,13 @@ class PoolQuota:
 @dataclass(frozen=True, slots=True)
 class TenantQuota:
     """A tenant: its cohort (None: it shares with nobody) and its quota by pool; no other pool is open to
-    it.
+    it. `preemption` is whom its requests may stop.
     """
 
     name: str
     cohort: str | None = None
     quota: tuple[PoolQuota, ...] = ()
+    preemption: PreemptionPolicy = NOBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,7 @@ class QuotaTree:
         self._open: set[tuple[str, str]] = {
             (tenant.name, quota.pool) for tenant in tenants for quota in tenant.quota
         }
+        self._policies = {tenant.name: tenant.preemption for tenant in tenants}
         self._caps = {
             (t.name, name): cap for t in tenants for quota in t.quota for name, cap in quota.classes.items()
         }
@@ -201,6 +205,25 @@ class QuotaTree:
         """Whether charging `parts` now keeps every limit (I2). Nothing always fits, also in debt."""
         return parts == 0 or parts <= self.available(tenant, pool)
 
+    def policy(self, tenant: str) -> PreemptionPolicy:
+        """Whom the tenant's requests may stop; nobody for a tenant that does not exist."""
+        return self._policies.get(tenant, NOBODY)
+
+    def has_borrowed_from(self, lender: str, tenant: str, pool: str) -> bool:
+        """Whether what `tenant` holds of the pool is, in part, what `lender` could use.
+
+        It is where both are below one node of the tree, and `tenant` and every cohort between it and that node hold
+        more than their own share.
+        """
+        if lender not in self._tenant or tenant not in self._tenant or pool not in self._pool:
+            return False
+        shared = set(self._paths[self._tenant[lender]])
+        below = [node for node in self._paths[self._tenant[tenant]] if node not in shared]
+        if lender == tenant or len(below) == len(self._paths[self._tenant[tenant]]):
+            return False
+        p = self._pool[pool]
+        return all(self._usage[node, p] > self._subtree[node, p] for node in below)
+
     def class_room(self, tenant: str, name: str) -> int | None:
         """Units of the class that the tenant's cap leaves; None without a cap; below 0 where it was
         lowered.
@@ -227,6 +250,14 @@ class QuotaTree:
                 Problem(Code.LEDGER, "", f"{holder} of {tenant} gives back more of {pool} than it holds")
             )
         self._change(-1, _Charge(tenant, pool, parts, holder, units))
+
+    def copy(self) -> QuotaTree:
+        """Another one with the same rules, on which others may charge."""
+        twin = copy.copy(self)
+        twin._usage, twin._units = self._usage.copy(), Counter(self._units)
+        twin._holders = defaultdict(dict, {pool: dict(held) for pool, held in self._holders.items()})
+        twin._ranked, twin._journal = {}, None
+        return twin
 
     @contextmanager
     def what_if(self) -> Iterator[None]:

@@ -1,0 +1,243 @@
+"""Who makes room for whom: by policy, the fewest, for quota and devices at once, and never back and forth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from described import GPU, fleet, node
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vmtenancy.core.admission import decide
+from vmtenancy.core.explain.refusal import Reason
+from vmtenancy.core.fleet.arrays import Fleet
+from vmtenancy.core.fleet.model import Mode, Runtime
+from vmtenancy.core.quota.policy import PreemptionPolicy, Preempts
+from vmtenancy.core.quota.tree import CohortQuota, PoolQuota, QuotaTree, TenantQuota
+from vmtenancy.core.requests import Admit, Decision, Demand, Wait
+
+NEVER, LOWER, ANY = Preempts.NEVER, Preempts.LOWER_PRIORITY, Preempts.ANY
+
+
+def tree(within: Preempts = NEVER, reclaim: Preempts = NEVER, **nominal: int) -> QuotaTree:
+    policy = PreemptionPolicy(within, reclaim)
+    tenants = [TenantQuota(n, "team", (PoolQuota("h100", gpus),), policy) for n, gpus in nominal.items()]
+    return QuotaTree.build(tenants, [CohortQuota("team")])
+
+
+def ask(key: str, tenant: str, count: int = 1, runtime: Runtime = Runtime.VM, **more: object) -> Demand:
+    return Demand(key, tenant, runtime, (("whole", count),), **more)  # type: ignore[arg-type]
+
+
+def admitted(decisions: Iterable[Decision]) -> list[Admit]:
+    return [decision for decision in decisions if isinstance(decision, Admit)]
+
+
+def running(on: Fleet, rules: QuotaTree, *demands: Demand) -> list[Admit]:
+    found = admitted(decide(on, rules, [], demands))
+    assert len(found) == len(demands)
+    return found
+
+
+def only(decisions: list[Decision]) -> Wait:
+    (wait,) = decisions
+    assert isinstance(wait, Wait)
+    return wait
+
+
+ONE = (node("through", Mode.PASSTHROUGH),)
+
+
+def test_nobody_is_stopped_without_a_policy() -> None:
+    rules = tree(a=8)
+    live = running(fleet(*ONE), rules, ask("low", "a", 8))
+    wait = only(decide(fleet(*ONE), rules, live, [ask("high", "a", 8, priority=9)]))
+    assert (wait.reason, wait.victims) == (Reason.QUOTA_EXCEEDED, ())
+
+
+def test_lower_priority_of_the_same_tenant_makes_room_and_no_more_than_needed() -> None:
+    rules = tree(within=LOWER, a=8)
+    demands = [ask("x", "a", 4, priority=1), ask("y", "a", 2), ask("z", "a", 2, created=5)]
+    live = running(fleet(*ONE), rules, *demands)
+    wait = only(decide(fleet(*ONE), rules, live, [ask("high", "a", 2, priority=2)]))
+    assert (wait.reason, wait.victims) == (Reason.NOMINATED, ("z",)), "the youngest of the lowest"
+    assert wait.message == "has a place once z ends, stopped for it"
+    assert only(decide(fleet(*ONE), rules, live, [ask("equal", "a", 2, priority=0)])).victims == ()
+    big = only(decide(fleet(*ONE), rules, live, [ask("big", "a", 4, priority=2)]))
+    assert set(big.victims) == {"y", "z"}, "two of priority 0 rather than one of priority 1"
+    sizes = running(fleet(*ONE), rules, ask("x", "a", 2), ask("y", "a", 2), ask("z", "a", 4))
+    assert only(decide(fleet(*ONE), rules, sizes, [ask("high", "a", 4, priority=1)])).victims == ("z",), (
+        "the fewest"
+    )
+    assert only(decide(fleet(*ONE), rules, sizes, [ask("high", "a", 1, priority=1)])).victims == ("x",), (
+        "the smallest"
+    )
+
+
+def test_what_a_tenant_lends_it_takes_back_and_only_within_its_own() -> None:
+    rules = tree(reclaim=ANY, a=4, b=4)
+    live = running(
+        fleet(*ONE), rules, ask("b1", "b", 4, priority=9), ask("b2", "b", 2, priority=9), ask("a1", "a", 2)
+    )
+    assert only(decide(fleet(*ONE), rules, live, [ask("a2", "a", 2)])).victims == ("b2",)
+    assert only(decide(fleet(*ONE), rules, live, [ask("a3", "a", 3)])).victims == (), "a would borrow itself"
+    assert only(decide(fleet(*ONE), rules, live, [ask("b3", "b", 2, priority=99)])).victims == (), (
+        "a has not borrowed"
+    )
+    lower = tree(reclaim=LOWER, a=4, b=4)
+    assert only(decide(fleet(*ONE), lower, live, [ask("a2", "a", 2, priority=9)])).victims == ()
+    assert only(decide(fleet(*ONE), lower, live, [ask("a2", "a", 2, priority=10)])).victims == ("b2",)
+
+
+def test_victims_free_the_devices_of_one_node_as_well() -> None:
+    nodes = (node("n1", Mode.PASSTHROUGH, 4), node("n2", Mode.PASSTHROUGH, 4))
+    rules = tree(within=LOWER, a=8)
+    demands = [ask("b1", "a", 2, created=1), ask("s1", "a", 2, created=2), ask("s2", "a", 4, created=3)]
+    live = running(fleet(*nodes), rules, *demands)
+    on = {admit.demand.key: admit.placement.node for admit in live if admit.placement}
+    assert on["b1"] == on["s1"] != on["s2"]
+    wait = only(decide(fleet(*nodes), rules, live, [ask("high", "a", 4, priority=1)]))
+    assert wait.victims == ("s2",), "one on one node, not two on the other"
+    nowhere = frozenset({on["b1"]})
+    wait = only(decide(fleet(*nodes), rules, live, [ask("high", "a", 4, priority=1, allowed_nodes=nowhere)]))
+    assert set(wait.victims) == {"b1", "s1"}
+    wait = only(decide(fleet(*nodes), rules, live, [ask("high", "a", 5, priority=1)]))
+    assert wait.victims == (), "nobody is stopped for what could not be placed"
+
+
+def test_a_guarantee_and_what_draws_on_it_is_never_taken() -> None:
+    nodes = (node("c", Mode.CONTAINER, 4),)
+    rules = tree(within=LOWER, reclaim=ANY, a=4, b=4)
+    lab = Demand("lab", "b", Runtime.HOLD, (("whole", 2),), maximum=(("whole", 4),))
+    pods = [ask(f"p{i}", "b", 1, Runtime.POD, parent="lab", created=float(i)) for i in range(4)]
+    live = running(fleet(*nodes), rules, lab, *pods)
+    others = tree(within=LOWER, reclaim=ANY, a=4, b=2)
+    assert len(only(decide(fleet(*nodes), others, live, [ask("a2", "a", 2, Runtime.POD)])).victims) == 2
+    assert only(decide(fleet(*nodes), others, live, [ask("a3", "a", 3, Runtime.POD)])).victims == ()
+
+
+def test_what_is_kept_for_a_nominated_request_nobody_behind_it_gets() -> None:
+    rules = tree(within=LOWER, a=8)
+    live = running(fleet(*ONE), rules, ask("low", "a", 6))
+    demands = [ask("high", "a", 4, priority=2), ask("small", "a", 2, priority=1), ask("tiny", "a", 1)]
+    high, small, tiny = decide(fleet(*ONE), rules, live, demands)
+    assert isinstance(high, Wait)
+    assert high.victims == ("low",)
+    assert isinstance(small, Wait), "its two GPUs are kept for high until low has ended"
+    assert (small.reason, small.victims) == (Reason.NOMINATED, ())
+    assert isinstance(tiny, Wait)
+    again = decide(fleet(*ONE), rules, live, demands, frozenset({"low"}))
+    assert [d.victims for d in again if isinstance(d, Wait)] == [(), (), ()], (
+        "nobody else is stopped meanwhile"
+    )
+    after = decide(fleet(*ONE), rules, [], demands)
+    assert all(isinstance(decision, Admit) for decision in after)
+
+
+def test_a_guarantee_to_come_takes_back_too() -> None:
+    nodes = (node("c", Mode.CONTAINER, 4),)
+    rules = tree(reclaim=ANY, a=2, b=2)
+    live = running(
+        fleet(*nodes), rules, *(ask(f"p{i}", "b", 1, Runtime.POD, created=float(i)) for i in range(4))
+    )
+    lab = Demand("lab", "a", Runtime.HOLD, (("whole", 2),), maximum=(("whole", 2),))
+    wait, pod = decide(fleet(*nodes), rules, live, [lab, ask("late", "b", 1, Runtime.POD, created=9)])
+    assert isinstance(wait, Wait)
+    assert wait.victims == ("p3", "p2")
+    assert isinstance(pod, Wait)
+
+
+TENANTS = ("a", "b", "c")
+POLICIES = st.builds(PreemptionPolicy, st.sampled_from([NEVER, LOWER]), st.sampled_from([NEVER, LOWER, ANY]))
+
+
+@st.composite
+def rules_of(draw: st.DrawFn) -> QuotaTree:
+    tenants = [
+        TenantQuota(
+            name,
+            draw(st.sampled_from(["team", "sub", None])),
+            (PoolQuota("h100", draw(st.integers(0, 5)), draw(st.sampled_from([None, None, 1]))),),
+            draw(POLICIES),
+        )
+        for name in TENANTS
+    ]
+    return QuotaTree.build(
+        tenants, [CohortQuota("team"), CohortQuota("sub", "team", (PoolQuota("h100", 1),))]
+    )
+
+
+NODES = (node("c1", Mode.CONTAINER, 3), node("t1", Mode.PASSTHROUGH, 3), node("t2", Mode.PASSTHROUGH, 2))
+demands_of = st.lists(
+    st.builds(
+        lambda tenant, count, priority, runtime: (tenant, count, priority, runtime),
+        st.sampled_from(TENANTS),
+        st.integers(1, 3),
+        st.integers(0, 2),
+        st.sampled_from([Runtime.VM, Runtime.VM, Runtime.POD]),
+    ),
+    max_size=9,
+)
+
+
+def _demands(drawn: list[tuple[str, int, int, Runtime]], first: int) -> list[Demand]:
+    return [
+        ask(f"w{first + i}", tenant, count, runtime, priority=priority, created=float(first + i))
+        for i, (tenant, count, priority, runtime) in enumerate(drawn)
+    ]
+
+
+@settings(max_examples=120)
+@given(rules=rules_of(), old=demands_of, new=demands_of)
+def test_all_who_are_stopped_are_allowed_to_be_are_needed_and_it_comes_to_rest(
+    rules: QuotaTree, old: list[tuple[str, int, int, Runtime]], new: list[tuple[str, int, int, Runtime]]
+) -> None:
+    on = fleet(*NODES)
+    waiting = _demands(old, 0)
+    live = {admit.demand.key: admit for admit in admitted(decide(on, rules, [], waiting))}
+    waiting = [demand for demand in waiting if demand.key not in live] + _demands(new, 100)
+    promised: frozenset[str] = frozenset()
+    for _ in range(60):
+        decisions = decide(on, rules, live.values(), waiting, promised=promised)
+        assert decisions == decide(on, rules, live.values(), waiting, promised=promised), (
+            "the same asked twice"
+        )
+        waits = [decision for decision in decisions if isinstance(decision, Wait)]
+        stopped = [victim for wait in waits for victim in wait.victims]
+        promised = frozenset(wait.demand.key for wait in waits if wait.victims)
+        assert len(stopped) == len(set(stopped)), "each is stopped for one"
+        for wait in waits:
+            if not wait.victims:
+                continue
+            policy = rules.policy(wait.demand.tenant)
+            for key in wait.victims:
+                victim = live[key].demand
+                if victim.tenant == wait.demand.tenant:
+                    assert policy.within_tenant is LOWER
+                    assert victim.priority < wait.demand.priority
+                else:
+                    assert policy.reclaim_within_cohort.allows(wait.demand.priority, victim.priority)
+        for admit in admitted(decisions):
+            live[admit.demand.key] = admit
+        if not stopped and not admitted(decisions):
+            return
+        admitted_now = {admit.demand.key for admit in admitted(decisions)}
+        waiting = [demand for demand in waiting if demand.key not in admitted_now]
+        if stopped:
+            before = decide(on, rules, live.values(), waiting, frozenset(stopped), promised)
+            assert not any(isinstance(d, Wait) and set(d.victims) & set(stopped) for d in before)
+            more = [d.demand.key for d in before if isinstance(d, Wait) and d.victims]
+            assert not promised.intersection(more), "nobody else is stopped for the same while they end"
+            waiting += [live.pop(key).demand for key in stopped]
+    pytest.fail("requests stop each other in turn")
+
+
+def test_a_stopped_one_is_charged_until_it_has_ended() -> None:
+    rules = tree(within=LOWER, a=8)
+    live = running(fleet(*ONE), rules, ask("low", "a", 8))
+    wait = only(decide(fleet(*ONE), rules, live, [ask("high", "a", 8, priority=1)], frozenset({"low"})))
+    assert wait.reason is Reason.NOMINATED
+    assert wait.message == "has a place once others end"
+    assert rules.usage("a", "h100") == 0
+    assert GPU > 0

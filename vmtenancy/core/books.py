@@ -1,0 +1,271 @@
+"""Fleet and quota together, with every live grant entered: what one decision needs."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+
+from vmtenancy.core.explain import refusal
+from vmtenancy.core.explain.refusal import Refusal
+from vmtenancy.core.fleet.arrays import Fleet
+from vmtenancy.core.fleet.model import Placement, Runtime
+from vmtenancy.core.placement.best_fit import NoPlacement, Request, best_fit, deliverable
+from vmtenancy.core.quota.tree import QuotaTree
+from vmtenancy.core.requests import Admit, Demand
+
+
+class _Hold:
+    """A virtual cluster's guarantee, and what its pods use: per pool it is charged the larger of the two."""
+
+    def __init__(self, demand: Demand, parts: Mapping[str, int]) -> None:
+        self.key = demand.key
+        self.tenant = demand.tenant
+        self.guaranteed = Counter(dict(demand.requests))
+        self.maximum = dict(demand.maximum)
+        self.used: Counter[str] = Counter()
+        self.parts = Counter(parts)
+        self.drawn: Counter[str] = Counter()
+
+    def copy(self) -> _Hold:
+        """Another one that goes its own way."""
+        twin = copy.copy(self)
+        twin.used, twin.drawn = Counter(self.used), Counter(self.drawn)
+        return twin
+
+    def undrawn(self, pool: str) -> int:
+        """Parts that are guaranteed and in no pod's use."""
+        return max(0, self.parts[pool] - self.drawn[pool])
+
+
+class Books:
+    """Fleet and quota with every live grant entered: what one decision needs, and what each admission
+    changes.
+    """
+
+    def __init__(self, fleet: Fleet, tree: QuotaTree, live: Iterable[Admit]) -> None:
+        self._fleet = fleet
+        self._tree = tree
+        self._holds: dict[str, _Hold] = {}
+        #: Parts by pool that no pod may take because virtual clusters have not drawn them yet.
+        self._kept: Counter[str] = Counter()
+        # Holds first: their pods draw on them.
+        for admit in sorted(live, key=lambda admit: admit.demand.runtime is not Runtime.HOLD):
+            self.enter(admit)
+
+    def copy(self) -> Books:
+        """Other books, on copies of fleet and quota, that go their own way."""
+        twin = copy.copy(self)
+        twin._fleet, twin._tree = self._fleet.copy(), self._tree.copy()
+        twin._holds = {key: hold.copy() for key, hold in self._holds.items()}
+        twin._kept = Counter(self._kept)
+        return twin
+
+    @contextmanager
+    def what_if(self) -> Iterator[None]:
+        """Whatever enters or leaves inside is undone at the end."""
+        holds, kept = {key: hold.copy() for key, hold in self._holds.items()}, Counter(self._kept)
+        try:
+            with self._fleet.what_if(), self._tree.what_if():
+                yield
+        finally:
+            self._holds, self._kept = holds, kept
+
+    def enter(self, admit: Admit, seat: Placement | None = None) -> None:
+        """Hold and charge a grant; of its devices only those in `seat`, where that is given.
+
+        Raises VmtError (LEDGER) where they are taken.
+        """
+        demand = admit.demand
+        if admit.placement is not None:
+            self._fleet.hold(seat or admit.placement)
+        gross = self._gross(admit)
+        hold = self._hold_of(demand)
+        net, units = _net(hold, gross, demand.requests)
+        if demand.runtime is Runtime.HOLD:
+            self._holds[demand.key] = _Hold(demand, gross)
+            self._kept.update(gross)
+        elif hold is not None:
+            self._kept.subtract({pool: min(parts, hold.undrawn(pool)) for pool, parts in gross.items()})
+            hold.drawn.update(gross)
+            hold.used.update(dict(demand.requests))
+        holder = hold.key if hold is not None else demand.key
+        for pool in net:
+            self._tree.charge(demand.tenant, pool, net[pool], holder, units)
+            units = {}
+
+    def leave(self, admit: Admit, seat: Placement | None = None) -> dict[str, int]:
+        """Take back what `enter` did with the same arguments; not for a HOLD.
+
+        Returns the parts by pool that its tenant gets back.
+        Raises VmtError (LEDGER) where it was not entered.
+        """
+        demand = admit.demand
+        if admit.placement is not None:
+            self._fleet.release(seat or admit.placement)
+        gross = self._gross(admit)
+        hold = self._hold_of(demand)
+        if hold is not None:
+            hold.drawn.subtract(gross)
+            hold.used.subtract(dict(demand.requests))
+            self._kept.update({pool: min(parts, hold.undrawn(pool)) for pool, parts in gross.items()})
+        net, units = _net(hold, gross, demand.requests)
+        holder = hold.key if hold is not None else demand.key
+        for pool in net:
+            self._tree.uncharge(demand.tenant, pool, net[pool], holder, units)
+            units = {}
+        return _nonzero(net)
+
+    def keep(self, admit: Admit) -> None:
+        """Keep free what a grant to come will use: its quota, and as much of its devices as is free already."""
+        if admit.placement is not None:
+            self.enter(admit, self._free_part(admit.placement))
+            return
+        gross = self._gross(admit)
+        self._kept.update(gross)
+        for pool, parts in gross.items():
+            self._tree.charge(admit.demand.tenant, pool, parts, admit.demand.key)
+
+    def has_borrowed_from(self, lender: str, tenant: str, pool: str) -> bool:
+        """As `QuotaTree.has_borrowed_from`, with what is in these books."""
+        return self._tree.has_borrowed_from(lender, tenant, pool)
+
+    def _free_part(self, placement: Placement) -> Placement:
+        """What of a placement could be held now: those of its devices that are free, its cpu and memory."""
+        n = self._fleet.index[placement.node]
+        states = {self._fleet.nodes[n].devices[g].id: (free, kind) for g, free, kind in self._fleet.gpus(n)}
+        grants = []
+        for grant in placement.grants:
+            unit = grant.parts // grant.count
+            kind = self._fleet.types[(grant.resource, unit)]
+            devices = []
+            for device in grant.devices:
+                free, used_by = states.get(device, (0, -1))
+                if free >= unit and used_by in (kind, -1):
+                    states[device] = (free - unit, kind)
+                    devices.append(device)
+            if devices:
+                count = len(devices)
+                grants.append(replace(grant, count=count, devices=tuple(devices), parts=count * unit))
+        return replace(placement, grants=tuple(grants))
+
+    def judge(self, demand: Demand) -> Admit | Refusal:
+        """Whether the demand could be admitted as things stand. Nothing is changed."""
+        fleet, tree, tenant = self._fleet, self._tree, demand.tenant
+        for i, (name, _) in enumerate(demand.requests):
+            if name not in fleet.offerings:
+                return refusal.unknown_class(i, name, fleet.offerings)
+            if fleet.offerings[name].pool not in fleet.pools:
+                return refusal.unknown_pool(i, fleet.offerings[name])
+        wanted = tuple((fleet.offerings[name], count) for name, count in demand.requests)
+        offerings = [offering for offering, _ in wanted]
+        # A virtual cluster may hold of several pools: each of its pods comes from one.
+        together = [[offering] for offering in offerings] if demand.runtime is Runtime.HOLD else [offerings]
+        if not all(deliverable(demand.runtime, group) for group in together):
+            return refusal.not_deliverable(demand.runtime, offerings)
+        gross = _by_pool(demand, fleet)
+        pools = tuple(gross)
+        for pool in pools:
+            if not tree.is_open(tenant, pool):
+                return refusal.no_quota(tree, tenant, pool)
+        hold = self._hold_of(demand)
+        if demand.parent is not None:
+            if hold is None:
+                return refusal.hold_pending(demand.parent, pools)
+            for name, count in demand.requests:
+                used, maximum = hold.used[name], hold.maximum.get(name, 0)
+                if used + count > maximum:
+                    return refusal.max_reached(
+                        hold.key, name, asked=count, used=used, maximum=maximum, pools=pools
+                    )
+        net, units = _net(hold, gross, demand.requests)
+        for name, count in units.items():
+            room = tree.class_room(tenant, name)
+            if room is not None and count > max(0, room):
+                return refusal.class_limit(tenant, name, asked=count, room=room, pools=pools)
+        for pool, parts in net.items():
+            if not tree.fits(tenant, pool, parts):
+                return refusal.quota_exceeded(tree, tenant, pool, parts)
+        placement: Placement | None = None
+        if demand.runtime is not Runtime.HOLD:
+            where = demand.allowed_nodes, demand.avoided_nodes
+            request = Request(demand.runtime, wanted, demand.cpu, demand.memory, *where)
+            answer = best_fit(fleet, request)
+            if isinstance(answer, NoPlacement):
+                return refusal.no_node(tree, pools[0], gross[pools[0]], answer)
+            placement = answer
+        if demand.runtime is not Runtime.VM:
+            for pool, parts in gross.items():
+                elastic = parts - (min(parts, hold.undrawn(pool)) if hold is not None else 0)
+                if elastic > max(0, fleet.supply(pool, Runtime.POD)[0] - self._kept[pool]):
+                    return refusal.no_supply(fleet, tree, pool, elastic, self._kept[pool])
+        borrowed = {pool: self._borrowed(tenant, pool, parts) for pool, parts in net.items()}
+        return Admit(demand, placement, _nonzero(net), _nonzero(borrowed))
+
+    def judge_all(self, demands: Sequence[Demand]) -> tuple[Admit, ...] | Refusal:
+        """Whether all of the demands could be admitted together, one after the other; else why the first can not."""
+        admits: list[Admit] = []
+        with self.what_if() if len(demands) > 1 else nullcontext():
+            for demand in demands:
+                answer = self.judge(demand)
+                if isinstance(answer, Refusal):
+                    return answer
+                admits.append(answer)
+                if len(demands) > 1:
+                    self.enter(answer)
+        return tuple(admits)
+
+    def pools_of(self, demands: Iterable[Demand]) -> frozenset[str]:
+        """The pools that the demands would be charged in."""
+        return frozenset(pool for demand in demands for pool in _by_pool(demand, self._fleet))
+
+    def _gross(self, admit: Admit) -> Counter[str]:
+        """Parts by pool that a grant takes, guaranteed ones included."""
+        gross: Counter[str] = Counter()
+        if admit.placement is not None:
+            for grant in admit.placement.grants:
+                gross[grant.pool] += grant.parts
+        elif admit.charged:
+            gross.update(admit.charged)
+        else:
+            gross.update(_by_pool(admit.demand, self._fleet))
+        return gross
+
+    def _hold_of(self, demand: Demand) -> _Hold | None:
+        hold = self._holds.get(demand.parent) if demand.parent is not None else None
+        return hold if hold is not None and hold.tenant == demand.tenant else None
+
+    def _borrowed(self, tenant: str, pool: str, parts: int) -> int:
+        over = self._tree.usage(tenant, pool) - self._tree.nominal(tenant, pool)
+        return max(0, over + parts) - max(0, over)
+
+
+def _by_pool(demand: Demand, fleet: Fleet) -> dict[str, int]:
+    """Parts by pool that a demand asks for, in classes as they are now."""
+    parts: Counter[str] = Counter()
+    for name, count in demand.requests:
+        if offering := fleet.offerings.get(name):
+            parts[offering.pool] += count * offering.parts
+    return dict(parts)
+
+
+def _net(
+    hold: _Hold | None, gross: Mapping[str, int], requests: Iterable[tuple[str, int]]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """What a request adds to its tenant's charge, in parts by pool, and to its units by class (nothing
+    twice).
+    """
+    if hold is None:
+        return dict(gross), dict(requests)
+
+    def more(guaranteed: int, used: int, count: int) -> int:
+        return max(guaranteed, used + count) - max(guaranteed, used)
+
+    parts = {pool: more(hold.parts[pool], hold.drawn[pool], count) for pool, count in gross.items()}
+    return parts, {name: more(hold.guaranteed[name], hold.used[name], count) for name, count in requests}
+
+
+def _nonzero(parts: Mapping[str, int]) -> dict[str, int]:
+    return {pool: count for pool, count in parts.items() if count}

@@ -1,0 +1,37 @@
+"""Whom a tenant's requests may stop to make room: Kueue's policies, by its names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Preempts(StrEnum):
+    """Which workloads may be stopped for a request."""
+
+    NEVER = "Never"
+    LOWER_PRIORITY = "LowerPriority"
+    ANY = "Any"
+
+    def allows(self, mine: int, theirs: int) -> bool:
+        """Whether a request of priority `mine` may stop a workload of priority `theirs`."""
+        return self is Preempts.ANY or (self is Preempts.LOWER_PRIORITY and theirs < mine)
+
+
+@dataclass(frozen=True, slots=True)
+class PreemptionPolicy:
+    """`within_tenant`: workloads of the tenant itself (never `ANY`). `reclaim_within_cohort`: of others that hold
+    more than their own share, as long as the one that takes back stays within its own.
+    """
+
+    within_tenant: Preempts = Preempts.NEVER
+    reclaim_within_cohort: Preempts = Preempts.NEVER
+
+    @property
+    def may_preempt(self) -> bool:
+        """Whether anything may ever be stopped."""
+        return {self.within_tenant, self.reclaim_within_cohort} != {Preempts.NEVER}
+
+
+NOBODY = PreemptionPolicy()
+"""The policy of a tenant that names none: its requests stop nobody."""
