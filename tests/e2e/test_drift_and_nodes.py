@@ -160,6 +160,7 @@ def test_a_machine_that_the_scheduler_can_not_bind_goes_to_another_node(
     assert violations(stage) == []
 
 
+@pytest.mark.nightly
 def test_a_machine_leaves_a_node_that_is_gone(
     virtualization: Cluster, controller: ControllerProcess, stage: ClusterStage, tenants: None
 ) -> None:

@@ -60,7 +60,12 @@ def test_the_story_on_the_real_programs(
 
 
 @pytest.mark.parametrize(
-    "victim", ["A virtual machine with two whole GPUs", "A virtual cluster with", "Room is made"]
+    "victim",
+    [
+        pytest.param("A virtual machine with two whole GPUs", marks=pytest.mark.nightly),
+        "A virtual cluster with",
+        pytest.param("Room is made", marks=pytest.mark.nightly),
+    ],
 )
 def test_a_killed_controller_goes_on(
     controller: ControllerProcess, stage: ClusterStage, manifests: Manifests, victim: str

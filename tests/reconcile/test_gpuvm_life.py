@@ -7,6 +7,7 @@ from lab import Lab, fork, gpu_vm
 
 from vmtenancy.api.names import FINALIZER
 from vmtenancy.reconcile.world import uid_of
+from vmtenancy.testing.story import PASSTHROUGH
 
 A = ("GpuVM", "vision", "a")
 
@@ -262,3 +263,24 @@ def test_the_name_of_another_virtual_machine_is_not_taken_over(lab: Lab) -> None
     assert "VirtualMachine vision/a" in lab.status(*A)["message"]
     assert lab.get("VirtualMachine", "vision", "a")["spec"] == theirs["spec"]
     assert lab.status(*A)["phase"] == "Failed"
+
+
+def test_an_instance_of_an_earlier_template_that_the_gate_holds_is_made_anew(lab: Lab) -> None:
+    """Found by the model: the watch of instances stood still while the machine got other GPUs."""
+    lab.apply(gpu_vm("a"))
+    for _ in range(2):
+        lab.reconcile()
+    lab.surroundings()
+    key = ("vision", "a")
+    instance = lab.cluster.world.objects["VirtualMachineInstance"].pop(key)
+    pods = dict(lab.cluster.world.objects["Pod"])
+    lab.cluster.world.objects["Pod"].clear()
+    lab.edit(*A, gpus=[{"class": "whole", "count": 2}])
+    for _ in range(3):
+        lab.reconcile()
+    lab.cluster.world.objects["VirtualMachineInstance"][key] = instance
+    lab.cluster.world.objects["Pod"].update(pods)
+    lab.settle()
+    assert lab.status(*A)["phase"] == "Running"
+    (pod,) = lab.pods("vision")
+    assert pod["spec"]["containers"][0]["resources"]["limits"] == {PASSTHROUGH: "2"}

@@ -39,6 +39,7 @@ def test_without_docker_they_say_why_they_are_skipped(
     assert " failed" not in said
 
 
+@pytest.mark.nightly
 @pytest.mark.cluster
 @pytest.mark.kubevirt
 @pytest.mark.vcluster

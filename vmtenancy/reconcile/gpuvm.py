@@ -14,14 +14,15 @@ from vmtenancy.reconcile.admit import Admission
 from vmtenancy.reconcile.apply import changes, leftovers, taken_by_others
 from vmtenancy.reconcile.finalizer import with_finalizer, without_finalizer
 from vmtenancy.reconcile.holders import is_as_asked, is_revoked, vm_is_holding, vm_wants_devices
-from vmtenancy.reconcile.lineage import machine_to_adopt, running_launchers
+from vmtenancy.reconcile.lineage import ancestor, machine_to_adopt, running_launchers
 from vmtenancy.reconcile.machine import machine_objects
 from vmtenancy.reconcile.node_trouble import trouble_of
+from vmtenancy.reconcile.pods import is_gated
 from vmtenancy.reconcile.revocation import avoided_nodes, overdue
 from vmtenancy.reconcile.status import Condition, status_steps
 from vmtenancy.reconcile.steps import Chain, Delete, Object, Replace, Step
 from vmtenancy.reconcile.view import Allocation, View, by_name
-from vmtenancy.reconcile.world import is_deleting, ref_of, uid_of
+from vmtenancy.reconcile.world import is_deleting, owner_uids, ref_of, uid_of
 from vmtenancy.runtimes import kubevirt
 from vmtenancy.runtimes.kubevirt import VmObservation
 from vmtenancy.runtimes.vm_adoption import keep_device_names, taken_over
@@ -53,6 +54,8 @@ def _live(view: View, obj: Object, admission: Admission) -> list[Chain]:
     chains = []
     if steps:
         chains.append(Chain(f"apply {name}", tuple(steps)))
+    elif grant is not None:
+        chains += _restart_outdated(view, obj)
     seen = kubevirt.observe(vm, _observed(view, obj))
     return chains + _report(view, obj, vm, grant, seen, admission, problem, applied)
 
@@ -98,6 +101,31 @@ def _observed(view: View, obj: Object) -> dict[str, list[Object]]:
     for child in view.descendants(obj["metadata"]["namespace"], uid_of(obj)):
         children[child["kind"]].append(child)
     return children
+
+
+def _restart_outdated(view: View, obj: Object) -> list[Chain]:
+    """Have KubeVirt make a new instance where one of an earlier template waits with other GPUs than were granted.
+
+    It may do so for good: the gate holds its launcher, and KubeVirt makes no other one for a machine that is to run.
+    What is held has nothing yet, so nothing is lost.
+    """
+    chains = []
+    below = view.descendants(obj["metadata"]["namespace"], uid_of(obj))
+    for instance in (child for child in below if child["kind"] == "VirtualMachineInstance"):
+        machine = ancestor(view, instance, "VirtualMachine")
+        launchers = [pod for pod in below if pod["kind"] == "Pod" and uid_of(instance) in owner_uids(pod)]
+        if machine is None or is_deleting(instance) or not launchers or not all(map(is_gated, launchers)):
+            continue
+        if _device_names(instance["spec"]) != _device_names(machine["spec"]["template"]["spec"]):
+            version = instance["metadata"]["resourceVersion"]
+            delete = Delete(ref_of(instance), uid_of(instance), version)
+            chains.append(Chain(f"restart {ref_of(obj)}: its instance is of an earlier template", (delete,)))
+    return chains
+
+
+def _device_names(spec: Mapping[str, Any]) -> list[str]:
+    devices = (spec.get("domain") or {}).get("devices") or {}
+    return sorted(gpu.get("deviceName", "") for gpu in devices.get("gpus") or ())
 
 
 def _applied_generation(obj: Object, outstanding: bool) -> int:

@@ -96,7 +96,11 @@ def housekeeping(view: View) -> list[Chain]:
             ref = Ref("GpuAllocation", "", allocation.name)
             # Not once it was marked meanwhile.
             version = allocation.object["metadata"]["resourceVersion"]
-            chains.append(Chain(f"clear away {allocation.name}", (Delete(ref, allocation.uid, version),)))
+            steps: tuple[Replace | Delete, ...] = (Delete(ref, allocation.uid, version),)
+            if view.ledger is not None and allocation.name not in view.head.released:
+                # Nor if the head has moved: the answer to our own commit may have been lost. Unchanged it is no write.
+                steps = (Replace(view.ledger), *steps)
+            chains.append(Chain(f"clear away {allocation.name}", steps))
         elif not allocation.mark:
             sequence = view.head.committed[allocation.name]
             chains.append(Chain(f"mark {allocation.name}", (write_status(allocation, sequence=sequence),)))
