@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -210,14 +211,14 @@ def _wishes_not_met(world: World) -> list[str]:
                 held += count
     found = []
     for owner, wanted in _wishes(view):
-        grant = view.live_by_owner.get(uid_of(owner))
-        if grant is None:
+        own = view.live_by_owner.get(uid_of(owner))
+        if own is None:
             fits = (node for (node, resource), left in free.items() if left >= wanted.get(resource, left + 1))
             if sum(free.values()) - held >= sum(wanted.values()) and (node := next(fits, "")):
                 found.append(f"I10: {ref_of(owner)} waits, and {node} is free")
-        elif grant.node and world.get("Node", "", grant.node) is None:
-            found.append(f"I10: {ref_of(owner)} keeps its grant on {grant.node}, which does not exist")
-        elif grant.node and not _runs(view, owner):
+        elif own.node and world.get("Node", "", own.node) is None:
+            found.append(f"I10: {ref_of(owner)} keeps its grant on {own.node}, which does not exist")
+        elif own.node and not _runs(view, owner):
             found.append(f"I10: {ref_of(owner)} has a grant and does not run")
     return found
 
@@ -280,7 +281,7 @@ def replay(model: Model, trace: Sequence[str]) -> Iterator[Move]:
 def outcome(world: World) -> End:
     """What people see of a world at rest, and what exists: how it was told on the way there does not count."""
     view = View(world, 0.0)
-    owners = {uid_of(obj): str(ref_of(obj)) for objects in world.objects.values() for obj in objects.values()}
+    owners = {uid_of(obj): _name(obj) for objects in world.objects.values() for obj in objects.values()}
     end = {
         f"grant of {owners.get(grant.owner_uid, 'nobody')}": f"{'' if grant.live else 'not '}live on {grant.node}, "
         f"{[part.devices for part in grant.grants]}, pods {[owners.get(uid) for uid in grant.pod_uids]}"
@@ -291,10 +292,15 @@ def outcome(world: World) -> End:
             status = obj.get("status") or {}
             told = status.get("conditions") or () if kind != "Pod" or is_gated(obj) else ()
             seen = sorted((c["type"], c["status"], c.get("reason", "")) for c in told)
-            end[str(ref_of(obj))] = (
+            end[_name(obj)] = (
                 f"{status.get('phase', '')} {obj.get('spec', {}).get('nodeName', '')} {is_deleting(obj)} {seen}"
             )
     return end
+
+
+def _name(obj: Object) -> str:
+    """Its reference, without what KubeVirt makes up for a launcher."""
+    return re.sub(r"(?<=/virt-launcher-)(.*)-\d{6}$", r"\1", str(ref_of(obj)))
 
 
 def picture(world: World) -> Iterator[str]:

@@ -184,7 +184,9 @@ class Model:
         if budget := state.budget.less("crashes"):
             yield Move(f"{leader.identity} dies", state.with_(leader=successor, budget=budget), calm=False)
         if budget := state.budget.less("pauses"):
-            late = dataclasses.replace(leader, stale={"GpuLedger": state.world.objects["GpuLedger"]})
+            knows = {"GpuLedger": state.world.objects["GpuLedger"]}
+            deludes = budget.less("delusions") is not None
+            late = dataclasses.replace(leader, leads=deludes, stale=knows if deludes else {})
             after = state.with_(leader=successor, late=(*state.late, late), budget=budget)
             yield Move(f"{leader.identity} is paused", after, calm=False)
 

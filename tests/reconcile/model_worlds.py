@@ -111,6 +111,7 @@ WORLDS: dict[str, Small] = {
         [for_machines("one")], [creates(gpu_vm("a")), creates(gpu_vm("b")), deletes("GpuVM", "a")]
     ),
     "two pods want one GPU": Small([ONE], [creates(pod("p")), creates(pod("q")), deletes("Pod", "p")]),
+    "a pod's node vanishes": Small([ONE, TWO], [creates(pod("p")), loses("one")]),
     "a pod's node vanishes and comes back": Small(
         [ONE, TWO], [creates(pod("p")), loses("one"), creates(pod("q")), comes_back(ONE)]
     ),
