@@ -8,7 +8,7 @@ from vmtenancy.kube import errors
 from vmtenancy.kube.cache import Cache
 from vmtenancy.kube.client import Client
 from vmtenancy.kube.executor import Executor
-from vmtenancy.reconcile.kinds import KINDS, OURS
+from vmtenancy.reconcile.kinds import KINDS, OURS, KindInfo
 from vmtenancy.reconcile.ownership import lost_fields
 from vmtenancy.reconcile.steps import NEVER, Absent, Chain, Delete, Object, Plan, Ref
 from vmtenancy.reconcile.world import uid_of
@@ -141,5 +141,5 @@ async def test_what_still_exists_stops_the_chain(client: Client) -> None:
 
 async def test_a_kind_that_is_missing_is_no_sign_of_absence(client: Client) -> None:
     with pytest.raises(errors.NotFoundError):
-        await client.find(KINDS["VirtualCluster"], Ref("VirtualCluster", "default", "lab"))
+        await client.find(KindInfo("Thing", "nowhere.example/v1", "things"), Ref("Thing", "default", "lab"))
     assert await client.find(CONFIG_MAPS, Ref("ConfigMap", "default", "nothing")) is None

@@ -327,7 +327,9 @@ class Client:
         if preconditions := {name: value for name, value in wanted.items() if value}:
             options["preconditions"] = preconditions
         answer = await self.request("DELETE", path_of(info, ref.namespace, ref.name), body=options)
-        return None if answer.get("kind") == "Status" else answer
+        # What was removed at once comes back as it was last, some of it (pods) without a version.
+        stays = answer.get("kind") != "Status" and "resourceVersion" in answer["metadata"]
+        return answer if stays else None
 
     async def _path(self, obj: Object) -> str:
         info = await self.kind(obj["apiVersion"], obj["kind"])
