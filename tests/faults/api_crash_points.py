@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Final
 
 from api_scenarios import SCENARIOS
-from arena import arena
+from arena import arena, arena_plane
 from points import BrokenError, Chosen, Tally, Walks, shard
 
 from vmtenancy.testing.cluster import Cluster
-from vmtenancy.testing.controlplane import ControlPlane
 
 #: A scenario that breaks so often is given up.
 _MOST_VIOLATIONS: Final = 5
@@ -34,7 +33,7 @@ def play_all(names: Iterable[str], walks: Callable[[str], Walks], tell: Tell = p
     waiting = [(name, walks(name)) for name in names]
     tallies: dict[str, Tally] = {}
     while waiting:
-        with ControlPlane() as cluster, tempfile.TemporaryDirectory() as folder:
+        with arena_plane() as cluster, tempfile.TemporaryDirectory() as folder:
             tallies |= asyncio.run(_play_on(cluster, Path(folder), waiting, tell))
     return tallies
 
@@ -54,8 +53,9 @@ async def _play_on(
                 if len(walk.tally.violations) < _MOST_VIOLATIONS:
                     return done
             done[waiting.pop(0)[0]] = walk.tally
-            for point in walk.tally.missed:
-                tell(f"{name}: did not come again: {point}")
+            if missed := walk.tally.missed:
+                writes = ", ".join(sorted({point.write for point in missed}))
+                tell(f"{name}: not struck {len(missed)} times, as timing made no such write again: {writes}")
             tell(f"{name}: {summary([walk.tally])}")
             if walk.tally.violations:
                 return done

@@ -15,7 +15,7 @@ from pathlib import Path
 from subprocess import run
 from typing import Final, TypeVar
 
-from in_process import InProcessController
+from in_process import InProcessController, render
 from lab import described, nodes
 from surroundings import surroundings
 
@@ -28,11 +28,12 @@ from vmtenancy.reconcile import World, check
 from vmtenancy.reconcile.kinds import KINDS, KindInfo
 from vmtenancy.reconcile.pods import is_finished, is_gated
 from vmtenancy.reconcile.status import is_true
-from vmtenancy.reconcile.steps import Object, Ref, RenderChart
+from vmtenancy.reconcile.steps import Object, Ref
 from vmtenancy.reconcile.world import is_deleting, owner_uids, ref_of, uid_of
 from vmtenancy.testing import build
 from vmtenancy.testing.cluster import Cluster
 from vmtenancy.testing.controller import install_into
+from vmtenancy.testing.controlplane import ControlPlane
 from vmtenancy.testing.faults import FaultProxy
 from vmtenancy.testing.informer import allowing
 from vmtenancy.testing.story import gpu_node_facts
@@ -65,7 +66,7 @@ class Arena:
         self._emptied: set[str] = set()
         self._finalized: set[str] = set()
         self._executor = Executor(
-            client, self.history, render=_never, may_write=lambda: True, instance="surroundings"
+            client, self.history, render=render, may_write=lambda: True, instance="surroundings"
         )
         self.controller = self._new_controller()
 
@@ -154,19 +155,23 @@ class Arena:
         return bool(due.chains) or any(emptied)
 
     async def _empty(self, namespace: Object, world: World) -> bool:
-        """The namespace controller's work, which would begin 5 s after the deletion. Whether anything was due."""
+        """The namespace controller's work. Whether anything was due."""
         name, uid = namespace["metadata"]["name"], uid_of(namespace)
+        inside = [obj for objs in world.objects.values() for key, obj in objs.items() if key[0] == name]
+        due = [ref_of(obj) for obj in inside if not is_deleting(obj)]
         if uid not in self._emptied:
             self._emptied.add(uid)
             for info in KINDS.values():
                 if info.namespaced:
                     await self.client.request("DELETE", path_of(info, name))
-            return True
-        if uid in self._finalized or any(key[0] == name for objs in world.objects.values() for key in objs):
+        elif due:  # made while it was emptied
+            await self.delete(*due)
+        elif inside or uid in self._finalized:
             return False
-        self._finalized.add(uid)
-        path = path_of(KINDS["Namespace"], "", name) + "/finalize"
-        await self.client.request("PUT", path, body={**namespace, "spec": {}})
+        else:
+            self._finalized.add(uid)
+            path = path_of(KINDS["Namespace"], "", name) + "/finalize"
+            await self.client.request("PUT", path, body={**namespace, "spec": {}})
         return True
 
     def _unrest(self, world: World) -> Iterator[str]:
@@ -258,8 +263,12 @@ def _unfinished(world: World) -> Iterator[str]:
             yield f"{ref_of(node)} is not ready"
 
 
-async def _never(_: RenderChart) -> Iterable[Object]:
-    raise NotImplementedError
+def arena_plane() -> ControlPlane:
+    """A control plane for arenas, which do the namespace controller's work themselves.
+
+    The real one begins 5 s after a deletion, and may go on with what it listed in a namespace made anew meanwhile.
+    """
+    return ControlPlane(without_controllers=["namespace-controller"])
 
 
 @asynccontextmanager

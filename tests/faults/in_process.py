@@ -8,11 +8,13 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from vmtenancy import resources
 from vmtenancy.api.names import CONTROLLER_ACCOUNT, SYSTEM_NAMESPACE
 from vmtenancy.controller.engine import Engine
 from vmtenancy.kube.client import Client
+from vmtenancy.kube.errors import UnavailableError, UnknownOutcomeError
 from vmtenancy.reconcile.planner import plan
 from vmtenancy.reconcile.steps import Object, Plan, RenderChart
 from vmtenancy.reconcile.world import World
@@ -20,6 +22,7 @@ from vmtenancy.testing.simulated import simulated_chart
 
 _numbers = itertools.count(1)
 _TEMPLATES = resources.templates()
+_RETRY_S: Final = 0.5
 
 
 class InProcessController:
@@ -65,11 +68,8 @@ class InProcessController:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         self._running.set()
         world = World(identity=self.identity, templates=_TEMPLATES)
-        async with (
-            await Client.connect(self._kubeconfig) as admin,
-            await admin.as_service_account(SYSTEM_NAMESPACE, CONTROLLER_ACCOUNT) as client,
-        ):
-            engine = Engine(client, world, render=_render, leads=lambda: self._alive, planner=self._planned)
+        async with await Client.connect(self._kubeconfig) as admin, await _its_client(admin) as client:
+            engine = Engine(client, world, render=render, leads=lambda: self._alive, planner=self._planned)
             await engine.__aenter__()  # not `async with`: one that is killed ends nothing in good order
             try:
                 await engine.failed()
@@ -86,5 +86,14 @@ class InProcessController:
         return found
 
 
-async def _render(step: RenderChart) -> Iterable[Object]:
+async def _its_client(admin: Client) -> Client:
+    """Its account is asked for until the API server answers: it may start while faults strike."""
+    while True:
+        with suppress(UnavailableError, UnknownOutcomeError):
+            return await admin.as_service_account(SYSTEM_NAMESPACE, CONTROLLER_ACCOUNT)
+        await asyncio.sleep(_RETRY_S)
+
+
+async def render(step: RenderChart) -> Iterable[Object]:
+    """What stands for Helm."""
     return simulated_chart(step)

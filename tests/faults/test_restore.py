@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from api_scenarios import HOME, inside, pod
-from arena import Arena, arena
+from arena import Arena, arena, arena_plane
 from end_states import differences, end_state
 from lab import described, gpu_vm, nodes, virtual_cluster
 from typer.testing import CliRunner
@@ -40,7 +40,7 @@ CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 @pytest.fixture
 def plane() -> Iterator[ControlPlane]:
-    with ControlPlane() as running:
+    with arena_plane() as running:
         yield running
 
 

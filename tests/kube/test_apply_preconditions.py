@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from vmtenancy.api.names import CONTROLLER_ACCOUNT, SYSTEM_NAMESPACE
+from vmtenancy.core.ledger.head import Head
 from vmtenancy.kube import errors
 from vmtenancy.kube.cache import Cache
 from vmtenancy.kube.client import Client
 from vmtenancy.kube.executor import Executor
 from vmtenancy.reconcile.kinds import KINDS, OURS, KindInfo
 from vmtenancy.reconcile.ownership import lost_fields
-from vmtenancy.reconcile.steps import NEVER, Absent, Chain, Delete, Object, Plan, Ref
+from vmtenancy.reconcile.steps import NEVER, Absent, Chain, Delete, Granted, Object, Plan, Ref, Replace
 from vmtenancy.reconcile.world import uid_of
+from vmtenancy.testing.controller import install_into
+from vmtenancy.testing.controlplane import ControlPlane
 
 pytestmark = pytest.mark.cluster
 CONFIG_MAPS, QUOTAS = KINDS["ConfigMap"], KINDS["ResourceQuota"]
@@ -115,15 +121,42 @@ async def test_a_put_of_what_the_cache_holds_changes_nobodys_account(client: Cli
     assert managers == {("vmtenancy", "Apply"), ("me", "Update"), ("vmtenancy", "Update")}
 
 
+async def no_charts(_: object) -> list[Object]:
+    return []
+
+
+async def test_a_grant_that_the_head_no_longer_has_stops_the_chain(
+    client: Client, cluster: ControlPlane
+) -> None:
+    """The live read before a gate is lifted, whatever the cache believes."""
+    await asyncio.to_thread(install_into, cluster.kubeconfig)
+    about = Ref("GpuLedger", "", "fleet")
+    head = Head(epoch=3, holder="me").to_spec()
+    ledger = {"apiVersion": "vmtenancy.io/v1alpha1", "kind": "GpuLedger", "metadata": {"name": about.name}}
+    pod = await client.apply(config_map("pod"))
+    cache = Cache()
+    executor = Executor(client, cache, render=no_charts, may_write=lambda: True)
+
+    async def let_go(epoch: int, name: str) -> int:
+        lift = Replace({**pod, "data": {"gate": "lifted"}})
+        [outcome] = await executor.execute(Plan((Chain("let go", (Granted(about, epoch, name), lift)),)))
+        return outcome.done
+
+    async with await client.as_service_account(SYSTEM_NAMESPACE, CONTROLLER_ACCOUNT) as controller:
+        stored = await controller.create({**ledger, "spec": head})
+        assert await let_go(2, "grant") == 0, "somebody has taken over"
+        assert cache.world.find(about) is not None, "and the next plan knows it"
+        await controller.replace({**stored, "spec": {**head, "released": ["grant"]}})
+    assert await let_go(3, "grant") == 0, "it is released"
+    assert await let_go(3, "other") == 2
+
+
 async def test_what_still_exists_stops_the_chain(client: Client) -> None:
     """The live read before an orphan is deleted, whatever the cache believes."""
     owner = await client.apply(config_map("owner"))
     orphan = await client.apply(config_map("orphan"))
     about = Ref("ConfigMap", "default", "owner")
     cache = Cache()
-
-    async def no_charts(_: object) -> list[Object]:
-        return []
 
     executor = Executor(client, cache, render=no_charts, may_write=lambda: True)
     delete = Delete(Ref("ConfigMap", "default", "orphan"), uid_of(orphan), version(orphan))

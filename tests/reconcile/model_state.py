@@ -10,7 +10,18 @@ from typing import Any
 from model_store import ModelServer, Objects, Shape, canonical, holds, is_current, shape, step_shape
 
 from vmtenancy.reconcile import World
-from vmtenancy.reconcile.steps import Absent, Apply, Chain, Create, Delete, Object, Ref, Replace, Step
+from vmtenancy.reconcile.steps import (
+    Absent,
+    Apply,
+    Chain,
+    Create,
+    Delete,
+    Granted,
+    Object,
+    Ref,
+    Replace,
+    Step,
+)
 from vmtenancy.reconcile.world import ref_of
 
 
@@ -139,6 +150,8 @@ def target(step: Step) -> Ref:
             return ref_of(obj)
         case Delete(ref) | Absent(ref):
             return ref
+        case Granted(ledger):
+            return ledger
     raise TypeError(f"{type(step).__name__} is about no object")
 
 

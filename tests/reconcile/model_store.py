@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, TypeAlias
 
+from vmtenancy.core.ledger.head import Head
 from vmtenancy.reconcile import World
 from vmtenancy.reconcile.memory import MemoryCluster
-from vmtenancy.reconcile.steps import Absent, Apply, Create, Delete, Object, Ref, Replace, Step
+from vmtenancy.reconcile.steps import Absent, Apply, Create, Delete, Granted, Object, Ref, Replace, Step
 from vmtenancy.reconcile.world import Key, ref_of, uid_of
 
 Objects: TypeAlias = dict[Key, Object]
@@ -143,6 +144,9 @@ def holds(world: World, step: Step) -> bool:
         case Absent(ref, uid):
             stored = world.find(ref)
             return stored is None or uid_of(stored) != uid
+        case Granted(ledger, epoch, name):
+            stored = world.find(ledger)
+            return stored is not None and Head.from_spec(stored["spec"]).still_grants(epoch, name)
     return True
 
 

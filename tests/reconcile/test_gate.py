@@ -10,6 +10,7 @@ from lab import Lab, gpu_pod, gpu_vm, namespace
 from vmtenancy.api.names import ALLOCATION_ANNOTATION, CLASS_ANNOTATION, GATE
 from vmtenancy.reconcile.pods import gpu_requests, is_gated, released_to
 from vmtenancy.reconcile.steps import Object
+from vmtenancy.reconcile.view import LEDGER_NAME
 from vmtenancy.reconcile.world import uid_of
 from vmtenancy.testing.story import PASSTHROUGH
 
@@ -52,6 +53,30 @@ def test_it_is_recorded_before_it_is_let_through(lab: Lab) -> None:
                 recorded = grant and (grant.get("status") or {}).get("podUIDs")
                 assert is_gated(pod(lab, "p")) or recorded
     assert not is_gated(pod(lab, "p"))
+
+
+@pytest.mark.parametrize("meanwhile", ["another takes over", "its grant is released"])
+def test_who_was_replaced_and_does_not_know_it_lets_no_pod_go(lab: Lab, meanwhile: str) -> None:
+    """What it sees is of the past, and each object that it would write is still as it was then."""
+    lab.apply(gpu_pod("p", namespace="llm"))
+    for _ in range(5):
+        for chain in lab.plan().chains:
+            if chain.why.startswith("let Pod llm/p"):
+                head = lab.get("GpuLedger", "", LEDGER_NAME)
+                grant = lab.grant("Pod", "llm", "p")
+                assert grant is not None
+                late = {
+                    "another takes over": {"epoch": head["spec"]["epoch"] + 1},
+                    "its grant is released": {"released": [grant["metadata"]["name"]]},
+                }[meanwhile]
+                lab.cluster.replace({**head, "spec": {**head["spec"], **late}})
+                before = len(lab.steps)
+                assert not lab.run_chain(chain)
+                assert len(lab.steps) == before
+                assert is_gated(pod(lab, "p"))
+                return
+            lab.run_chain(chain)
+    pytest.fail("the gate was never to be lifted")
 
 
 def test_other_gates_stay(lab: Lab) -> None:
@@ -107,10 +132,11 @@ def test_a_node_selector_added_between_record_and_lift_is_seen(lab: Lab) -> None
     for _ in range(5):
         for chain in lab.plan().chains:
             if chain.why.startswith("let Pod llm/p"):
-                lab.run_chain(chain, 0, 1)
+                lift = len(chain.steps) - 1
+                assert lab.run_chain(chain, 0, lift)
                 other = {"pods-1": "pods-2", "pods-2": "pods-1"}[lab.node_of("Pod", "llm", "p")]
                 edited(lab, "p", nodeSelector={"kubernetes.io/hostname": other})
-                assert not lab.run_chain(chain, 1)  # the lift was decided on another version of the pod
+                assert not lab.run_chain(chain, lift)  # the lift was decided on another version of the pod
                 lab.restart()
                 lab.settle()
                 assert pod(lab, "p")["spec"]["nodeName"] == other

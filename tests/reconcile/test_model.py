@@ -77,8 +77,9 @@ def test_an_answer_that_was_lost_and_nothing_heard_since() -> None:
 
 
 @pytest.mark.slow
-def test_a_late_controller_that_does_not_know_it_and_plans_once_more() -> None:
-    judge("two pods want one GPU", Budget(pauses=1, delusions=1, total=2), 120, whole=True)
+@pytest.mark.parametrize("name", ["two pods want one GPU", "a machine comes and goes"])
+def test_a_late_controller_that_does_not_know_it_and_plans_once_more(name: str) -> None:
+    judge(name, Budget(pauses=1, delusions=1, total=2), 120, whole=True)
 
 
 # -- the checker itself: each of these bugs is found, in a world of one or two nodes ----------------------------------

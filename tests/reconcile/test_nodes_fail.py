@@ -10,7 +10,7 @@ from vmtenancy.reconcile import admit, check
 from vmtenancy.reconcile.memory import ConflictError
 from vmtenancy.reconcile.pods import is_gated
 from vmtenancy.reconcile.status import condition, is_true
-from vmtenancy.reconcile.steps import Object
+from vmtenancy.reconcile.steps import Object, Replace
 from vmtenancy.reconcile.world import uid_of
 from vmtenancy.testing.fleet import gpu_node
 from vmtenancy.testing.story import PASSTHROUGH
@@ -177,8 +177,10 @@ def held_back(lab: Lab) -> Object:
     for _ in range(5):
         for chain in lab.plan().chains:
             if chain.why.startswith("let Pod llm/p"):
-                lab.run_chain(chain, 0, 1)
-                return chain.steps[1].object  # type: ignore[union-attr]
+                *before, lift = chain.steps
+                assert lab.run_chain(chain, 0, len(before))
+                assert isinstance(lift, Replace)
+                return lift.object
             lab.run_chain(chain)
     pytest.fail("the gate was never lifted")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vmtenancy.api.names import GROUP, MANAGED_BY
+from vmtenancy.core.ledger.head import Head
 from vmtenancy.errors import VmtError
 from vmtenancy.kube import errors
 from vmtenancy.kube.backoff import Backoff
@@ -23,6 +24,7 @@ from vmtenancy.reconcile.steps import (
     Create,
     Delete,
     Emit,
+    Granted,
     Object,
     Plan,
     RenderChart,
@@ -142,6 +144,11 @@ class Executor:
                 if found is not None and uid_of(found) == uid:
                     self._cache.wrote(found)
                     raise errors.ConflictError(f"{ref} still exists")
+            case Granted(ledger, epoch, name):
+                found = await self._client.get(KINDS[ledger.kind], ledger.namespace, ledger.name)
+                if not Head.from_spec(found["spec"]).still_grants(epoch, name):
+                    self._cache.wrote(found)
+                    raise errors.ConflictError(f"{ledger} does not grant {name} any more")
             case Emit():
                 await self._client.create(event_of(step, self._instance))
             case RenderChart(key):

@@ -6,8 +6,8 @@ from vmtenancy.reconcile.holders import is_lost, is_taken_back, must_be_told, po
 from vmtenancy.reconcile.ledger import write_status
 from vmtenancy.reconcile.pods import released_to
 from vmtenancy.reconcile.status import timestamp
-from vmtenancy.reconcile.steps import Chain, Object, Replace
-from vmtenancy.reconcile.view import Allocation, View
+from vmtenancy.reconcile.steps import Chain, Granted, Object, Ref, Replace
+from vmtenancy.reconcile.view import LEDGER_NAME, Allocation, View
 from vmtenancy.reconcile.world import owner_uids, ref_of, uid_of
 
 
@@ -29,7 +29,7 @@ def grant_for(view: View, pod: Object) -> Allocation | None:
 
 
 def gate_chains(view: View, ending: frozenset[str]) -> list[Chain]:
-    """Record the pod and the time in its allocation, then narrow it to the node and lift the gate.
+    """Read that the grant stands, record the pod and the time in it, then narrow the pod to the node and lift the gate.
 
     Not before the grant is marked, nor with one of those `ending` in this plan or taken back, nor while another pod
     still has the devices, nor for a pod that asks for other GPUs than were granted.
@@ -44,9 +44,10 @@ def gate_chains(view: View, ending: frozenset[str]) -> list[Chain]:
         others = [other for other in pods_holding(view, grant) if uid_of(other) != uid_of(pod)]
         if others or view.gpus(pod) != grant.resources:
             continue
+        granted = Granted(Ref("GpuLedger", "", LEDGER_NAME), view.head.epoch, grant.name)
         record = write_status(grant, podUIDs=[uid_of(pod)], letGoAt=timestamp(view.now))
         lift = Replace(released_to(pod, grant.node, grant.name))
-        chains.append(Chain(f"let {ref_of(pod)} go to {grant.node}", (record, lift)))
+        chains.append(Chain(f"let {ref_of(pod)} go to {grant.node}", (granted, record, lift)))
     return chains
 
 

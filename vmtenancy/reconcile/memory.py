@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vmtenancy.api.names import FIELD_MANAGER, GATE, TENANT_LABEL
+from vmtenancy.core.ledger.head import Head
 from vmtenancy.reconcile.ownership import fields_of, without_changed
 from vmtenancy.reconcile.pods import gpu_requests, is_finished
 from vmtenancy.reconcile.status import timestamp
@@ -24,6 +25,7 @@ from vmtenancy.reconcile.steps import (
     Create,
     Delete,
     Emit,
+    Granted,
     Object,
     Plan,
     Ref,
@@ -184,6 +186,10 @@ class MemoryCluster:
                 found = self.world.find(ref)
                 if found is not None and uid_of(found) == uid:
                     raise ConflictError(f"{ref} still exists")
+            case Granted(ledger, epoch, name):
+                found = self.world.find(ledger)
+                if found is None or not Head.from_spec(found["spec"]).still_grants(epoch, name):
+                    raise ConflictError(f"{ledger} does not grant {name} any more")
             case Emit():
                 self.events.append(step)
             case RenderChart(key):

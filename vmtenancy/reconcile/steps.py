@@ -76,6 +76,15 @@ class Absent:
 
 
 @dataclass(frozen=True, slots=True)
+class Granted:
+    """A live read of the head, no write: fails the chain unless it is still of `epoch` and has not released `name`."""
+
+    ledger: Ref
+    epoch: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Emit:
     """A Kubernetes Event on `about`. Only at transitions: at rest none is written (I7)."""
 
@@ -95,7 +104,7 @@ class RenderChart:
     values: Mapping[str, Any]
 
 
-Step: TypeAlias = Create | Apply | Replace | Delete | Absent | Emit | RenderChart
+Step: TypeAlias = Create | Apply | Replace | Delete | Absent | Granted | Emit | RenderChart
 
 
 @dataclass(frozen=True, slots=True)

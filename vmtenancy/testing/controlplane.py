@@ -4,8 +4,9 @@ There are no machines behind it (see ``cluster.py``). Everything else is the rea
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vmtenancy.testing.cluster import ACCOUNTS_SERVED, Cluster
 from vmtenancy.testing.process import Process, ProcessError, free_port, http_ok, paused
@@ -16,9 +17,18 @@ START_DEADLINE_S = 90.0
 
 
 class ControlPlane(Cluster):
-    """Started with ``with ControlPlane() as cluster``, or ``start()`` and ``stop()``; see `Cluster`."""
+    """Started with ``with ControlPlane() as cluster``, or ``start()`` and ``stop()``; see `Cluster`.
+
+    ``without_controllers`` names controllers of kube-controller-manager that do not run.
+    """
 
     binaries = BINARIES
+
+    def __init__(
+        self, data_dir: Path | None = None, *, without_controllers: Sequence[str] = (), **settings: Any
+    ) -> None:
+        super().__init__(data_dir, **settings)
+        self._controllers = ",".join(["*", *(f"-{name}" for name in without_controllers)])
 
     def restart(self, *names: str, between: Callable[[], None] = lambda: None) -> None:
         """Stop programs of these names (``kube-apiserver``, ...), call ``between``, and start them again.
@@ -137,6 +147,7 @@ class ControlPlane(Cluster):
                 *common,
                 f"--service-account-private-key-file={self.service_account_key.key}",
                 f"--root-ca-file={self.ca}",
+                f"--controllers={self._controllers}",
                 "--concurrent-namespace-syncs=20",
                 *self._gate_flags(),
             ],

@@ -43,6 +43,10 @@ class Head:
             released=frozenset(spec.get("released", ())),
         )
 
+    def still_grants(self, epoch: int, name: str) -> bool:
+        """Whether nobody has taken over since `epoch`, and an allocation that was live then has not been released."""
+        return self.epoch == epoch and name not in self.released
+
     def to_spec(self) -> dict[str, Any]:
         """Write `GpuLedger.spec`, in a canonical order."""
         return {
