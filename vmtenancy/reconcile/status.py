@@ -26,7 +26,10 @@ MOST_MESSAGE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One condition as wanted now. `event`: a transition into it is worth an Event."""
+    """One condition as wanted now. `event`: a transition into it is worth an Event.
+
+    A longer message is cut here, so that what is shown can be compared with what is wanted.
+    """
 
     type: str
     status: bool
@@ -34,6 +37,9 @@ class Condition:
     message: str = ""
     event: bool = False
     warning: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", self.message[:MOST_MESSAGE])
 
 
 def condition(obj: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
@@ -64,7 +70,7 @@ def merged(
                 "type": want.type,
                 "status": status,
                 "reason": want.reason,
-                "message": want.message[:MOST_MESSAGE],
+                "message": want.message,
                 "observedGeneration": generation,
                 "lastTransitionTime": timestamp(now) if turned or old is None else old["lastTransitionTime"],
             }
