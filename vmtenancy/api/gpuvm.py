@@ -22,6 +22,7 @@ from vmtenancy.api.common import (
     Text,
     by_alias,
 )
+from vmtenancy.api.lease import Lease, LeaseStatus
 from vmtenancy.api.overlay import Overlay, OwnedPath
 from vmtenancy.api.quantity import Quantity
 
@@ -211,6 +212,9 @@ class GpuVMSpec(ApiModel):
     priority: Priority = Field(
         default=0, description="Higher goes first, among the waiting requests of all tenants."
     )
+    lease: Lease | None = Field(
+        default=None, description="For how long it has its GPUs; then it is stopped, until it is renewed."
+    )
     vm: Annotated[dict[str, Any], Overlay(OWNED_VM_PATHS)] = Field(
         default_factory=dict,
         description="Overlay over the spec of the KubeVirt VirtualMachine, except for what vmtenancy sets.",
@@ -255,7 +259,7 @@ class AllocationStatus(ApiModel):
 
 
 class GpuVMStatus(Status):
-    """Where it stands. Conditions `Admitted`, `Ready`, `Degraded`."""
+    """Where it stands. Conditions `Admitted`, `Ready`, `Degraded`, and with a lease `LeaseEnding`."""
 
     phase: (
         Literal["Pending", "Admitted", "Starting", "Running", "Stopping", "Stopped", "Failed", "Deleting"]
@@ -265,6 +269,7 @@ class GpuVMStatus(Status):
     queue_position: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Its place among what waits for the same pool; 1 is next."
     )
+    lease: LeaseStatus | None = Field(default=None, description="Its lease.")
     avoided_nodes: Annotated[tuple[DnsSubdomain, ...], Items(most=MOST_AVOIDED, unique=True)] = Field(
         default=(),
         description="Nodes on which it did not start: others come first, until it has started on one.",
@@ -285,6 +290,7 @@ class GpuVM(Kind):
         PrinterColumn(name="Phase", json_path=".status.phase"),
         PrinterColumn(name="Node", json_path=".status.allocation.node"),
         AGE,
+        PrinterColumn(name="Expires", json_path=".status.lease.expiresAt", priority=1),
         PrinterColumn(name="Message", json_path=".status.message", priority=1),
     )
 

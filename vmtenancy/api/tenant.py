@@ -20,6 +20,7 @@ from vmtenancy.api.common import (
     Status,
     digits_of,
 )
+from vmtenancy.api.lease import TenantLeases
 
 
 class ClassLimit(ApiModel):
@@ -75,6 +76,9 @@ class TenantSpec(ApiModel):
     )
     preemption: Preemption = Field(
         default=Preemption(), description="What may be stopped to make room for its requests."
+    )
+    leases: TenantLeases = Field(
+        default=TenantLeases(), description="For how long its GpuVMs and VirtualClusters have their GPUs."
     )
 
 
