@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from fractions import Fraction
 
 from vmtenancy.core.explain import refusal
 from vmtenancy.core.explain.refusal import Refusal
@@ -131,6 +132,21 @@ class Books:
     def has_borrowed_from(self, lender: str, tenant: str, pool: str) -> bool:
         """As `QuotaTree.has_borrowed_from`, with what is in these books."""
         return self._tree.has_borrowed_from(lender, tenant, pool)
+
+    def path(self, tenant: str) -> tuple[str, ...]:
+        """As `QuotaTree.path`."""
+        return self._tree.path(tenant)
+
+    def shares(self, demands: Sequence[Demand]) -> tuple[Fraction, ...]:
+        """As `QuotaTree.shares`, of the tenant of the demands, if they were admitted together."""
+        gross: dict[str | None, Counter[str]] = defaultdict(Counter)
+        for demand in demands:
+            gross[demand.parent].update(_by_pool(demand, self._fleet))
+        more: Counter[str] = Counter()
+        for parent, parts in gross.items():
+            hold = self._holds.get(parent) if parent is not None else None
+            more.update(_net(hold, parts, ())[0])
+        return self._tree.shares(demands[0].tenant, more)
 
     def _free_part(self, placement: Placement) -> Placement:
         """What of a placement could be held now: those of its devices that are free, its cpu and memory."""
