@@ -107,14 +107,19 @@ class Preemption:
         return self._after
 
     def _cheapest(self, demands: Sequence[Demand]) -> Nomination | None:
-        """The victims of lowest priority; among those the fewest, then the smallest, then the youngest."""
+        """What others borrowed, where that is enough; of all choices the victims of lowest priority; among those the
+        fewest, then the smallest, then the youngest.
+        """
         candidates = sorted(self._candidates(demands), key=lambda candidate: candidate.order)
         if not candidates or not self._fits_without(demands, candidates):
             return None
         # The youngest of a priority, or the largest (fewer are needed), or the smallest (less is lost).
-        by_size = sorted(candidates, key=lambda candidate: (*candidate.order[:2], candidate.parts))
+        by_size = sorted(candidates, key=lambda c: (*c.order[:2], c.parts, len(c.grants)))
         largest_first = sorted(by_size, key=lambda candidate: (*candidate.order[:2], -candidate.parts))
-        found = [self._fewest(demands, order) for order in (candidates, largest_first, by_size)]
+        orders = [candidates, largest_first, by_size]
+        # Without those of other tenants the request may borrow, so fewer of its own may be enough.
+        orders += [[candidate for candidate in order if not candidate.foreign] for order in orders]
+        found = [self._fewest(demands, order) for order in orders]
         by_node: dict[str, list[_Candidate]] = defaultdict(list)
         for candidate in candidates:
             for node in {admit.placement.node for admit in candidate.grants if admit.placement}:
@@ -123,7 +128,8 @@ class Preemption:
             on_node = {id(candidate) for candidate in here}
             elsewhere = [candidate for candidate in candidates if id(candidate) not in on_node]
             found.append(self._fewest(demands, [*here, *elsewhere]))
-        return min((nomination for nomination in found if nomination is not None), key=_cost, default=None)
+        tenant = demands[0].tenant
+        return min((each for each in found if each is not None), key=lambda n: _cost(n, tenant), default=None)
 
     def _candidates(self, demands: Sequence[Demand]) -> Iterator[_Candidate]:
         tenant, priority = demands[0].tenant, min(demand.priority for demand in demands)
@@ -210,10 +216,11 @@ def _leave(books: Books, candidate: _Candidate) -> None:
         books.leave(admit)
 
 
-def _cost(nomination: Nomination) -> tuple[int, int, int, float, list[str]]:
+def _cost(nomination: Nomination, tenant: str) -> tuple[bool, int, int, int, float, list[str]]:
     demands = [victim.demand for victim in nomination.victims]
     parts = sum(grant.parts for v in nomination.victims if v.placement for grant in v.placement.grants)
     return (
+        any(demand.tenant == tenant for demand in demands),
         max(demand.priority for demand in demands),
         len(demands),
         parts,

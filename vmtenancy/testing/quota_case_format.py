@@ -101,6 +101,9 @@ class Workload(ApiModel):
 class Running(Workload):
     """A workload that runs."""
 
+    node: ObjectName | None = Field(
+        default=None, description="The node that it runs on; unset: the one that it best fits on."
+    )
     ending: bool = Field(default=False, description="It is being stopped already, and still holds its GPUs.")
 
 
@@ -163,6 +166,7 @@ def check_names(case: QuotaCase) -> None:
     expected = case.expected
     known: list[tuple[str, Iterable[str], set[str]]] = [
         ("running", (w.queue for w in case.running), queues),
+        ("running", (w.node for w in case.running if w.node), {node.name for node in case.nodes or ()}),
         ("expected.admitted", expected.admitted, incoming),
         ("expected.borrowed", expected.borrowed, set(expected.admitted)),
         ("expected.victims", expected.victims, running),

@@ -236,7 +236,8 @@ def _placed(case: QuotaCase, fleet: Fleet) -> Iterator[Admit]:
                     charged[offering.pool] += offering.parts * count
                 yield Admit(demand, None, dict(charged))
                 continue
-            placement = best_fit(fleet, Request(demand.runtime, wanted))
+            where = frozenset({workload.node}) if workload.node else None
+            placement = best_fit(fleet, Request(demand.runtime, wanted, allowed_nodes=where))
             if isinstance(placement, NoPlacement):
                 message = "no node has room for what runs"
                 raise VmtError(Problem(Code.NO_CAPACITY, path, message, workload.name, "nodes that hold it"))
