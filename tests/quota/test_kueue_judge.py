@@ -14,6 +14,7 @@ import pytest
 
 from vmtenancy.core.quota import kueue
 from vmtenancy.testing import kueue_judge
+from vmtenancy.testing.quota_case_format import QuotaCase
 from vmtenancy.testing.quota_cases import parse
 
 ANSWERS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "kueue_answers.json").read_text())
@@ -43,68 +44,140 @@ def test_the_same_victims_as_the_real_kueue(ours: bool) -> None:
         assert report.victims["vmtenancy"] <= report.victims["kueue"]
 
 
-def victims(running: list[dict[str, Any]], incoming: dict[str, Any], **preemption: Any) -> set[str]:
-    """Of queues a (nominal 2), b and c (0) and d (2) in cohorts; the policy is that of a."""
+def workload(name: str, queue: str, gpus: int, **more: Any) -> dict[str, Any]:
+    return {"name": name, "queue": queue, "gpus": {"h100": gpus}, **more}
 
-    def queue(name: str, cohort: str, nominal: int, **more: Any) -> dict[str, Any]:
-        return {"name": name, "cohort": cohort, "quota": [{"pool": "h100", "nominal": nominal}], **more}
 
+def hand_made(running: list[dict[str, Any]], incoming: dict[str, Any], **preemption: Any) -> QuotaCase:
+    """Of queues a and d (nominal 2), b (0) in one cohort, e (nominal 2, of which it lends 1) in another with f (1),
+    and c (0) at the root above both; the policy is that of all.
+    """
+    queues = [("a", "left", 2), ("b", "left", 0), ("c", "root", 0), ("d", "left", 2), ("f", "right", 1)]
+    lender = {"pool": "h100", "nominal": 2, "lendingLimit": 1}
     (case,) = parse(
         {
             "name": "hand-made",
             "shows": "What the text of the test says.",
-            "cohorts": [{"name": "root"}, {"name": "left", "parent": "root"}],
+            "cohorts": [
+                {"name": "root"},
+                {"name": "left", "parent": "root"},
+                {"name": "right", "parent": "root"},
+            ],
             "queues": [
-                queue("a", "left", 2, preemption=preemption),
-                queue("b", "left", 0),
-                queue("c", "root", 0),
-                queue("d", "left", 2),
+                *(
+                    {
+                        "name": name,
+                        "cohort": cohort,
+                        "quota": [{"pool": "h100", "nominal": nominal}],
+                        "preemption": preemption,
+                    }
+                    for name, cohort, nominal in queues
+                ),
+                {"name": "e", "cohort": "right", "quota": [lender], "preemption": preemption},
             ],
             "running": running,
-            "incoming": [{"name": "new", "queue": "a", **incoming}],
+            "incoming": [incoming],
             "expected": {},
         }
     )
-    return kueue_judge.compatible(case)
+    return case
 
 
-def test_newer_of_equal_priority() -> None:
-    running = [{"name": f"w{age}", "queue": "a", "gpus": {"h100": 2}, "age": age} for age in (5, 1)]
-    new: dict[str, Any] = {"gpus": {"h100": 2}, "age": 3}
-    assert victims(running, new, withinClusterQueue="LowerOrNewerEqualPriority") == {"w1"}
-    assert victims(running, new, withinClusterQueue="LowerPriority") == set()
-    assert victims(running, {**new, "age": 0}, withinClusterQueue="LowerOrNewerEqualPriority") == set()
+TWO = [workload("old", "a", 2, age=5), workload("young", "a", 2, age=1), workload("rest", "c", 2)]
+BORROWED = [
+    workload("low", "b", 2, priority=-1),
+    workload("mid", "b", 2, priority=1),
+    workload("rest", "c", 2, priority=9),
+]
+BORROW = {"policy": "LowerPriority"}
+THRESHOLD = {**BORROW, "maxPriorityThreshold": 0}
+HAND_MADE: dict[str, tuple[QuotaCase, set[str]]] = {
+    "newer-of-equal-priority": (
+        hand_made(TWO, workload("new", "a", 2, age=3), withinClusterQueue="LowerOrNewerEqualPriority"),
+        {"young"},
+    ),
+    "lower-priority-spares-equal": (
+        hand_made(TWO, workload("new", "a", 2, age=3), withinClusterQueue="LowerPriority"),
+        set(),
+    ),
+    "newer-than-all": (
+        hand_made(TWO, workload("new", "a", 2), withinClusterQueue="LowerOrNewerEqualPriority"),
+        set(),
+    ),
+    "would-borrow": (
+        hand_made(BORROWED, workload("new", "a", 3, priority=2), reclaimWithinCohort="LowerPriority"),
+        set(),
+    ),
+    "may-borrow": (
+        hand_made(
+            BORROWED,
+            workload("new", "a", 3, priority=2),
+            reclaimWithinCohort="LowerPriority",
+            borrowWithinCohort=BORROW,
+        ),
+        {"low", "mid"},
+    ),
+    "above-the-threshold": (
+        hand_made(
+            BORROWED,
+            workload("new", "a", 3, priority=2),
+            reclaimWithinCohort="LowerPriority",
+            borrowWithinCohort=THRESHOLD,
+        ),
+        set(),
+    ),
+    "below-the-threshold": (
+        hand_made(
+            BORROWED,
+            workload("new", "a", 2, priority=2),
+            reclaimWithinCohort="LowerPriority",
+            borrowWithinCohort=THRESHOLD,
+        ),
+        {"low"},
+    ),
+    "what-the-own-cohort-lent-outside": (
+        hand_made(
+            [workload("out", "c", 4, priority=9), workload("near", "f", 2)],
+            workload("new", "a", 4),
+            reclaimWithinCohort="Any",
+        ),
+        {"out"},
+    ),
+    "what-it-keeps-is-not-asked-of-the-cohort": (
+        hand_made(
+            [workload("own", "d", 4), workload("out", "c", 2)],
+            workload("new", "e", 3),
+            reclaimWithinCohort="Any",
+        ),
+        {"out"},
+    ),
+    "who-ends-already-goes-first": (
+        hand_made(
+            [
+                workload("ends", "a", 2, priority=1, ending=True),
+                workload("low", "a", 2, priority=-1),
+                workload("rest", "c", 2, priority=9),
+            ],
+            workload("new", "a", 2, priority=2),
+            withinClusterQueue="LowerPriority",
+        ),
+        {"ends"},
+    ),
+}
 
 
-def test_borrow_within_cohort_and_its_threshold() -> None:
-    running = [
-        {"name": "low", "queue": "b", "gpus": {"h100": 2}, "priority": -1},
-        {"name": "mid", "queue": "b", "gpus": {"h100": 2}, "priority": 1},
-    ]
-    new: dict[str, Any] = {"gpus": {"h100": 3}, "priority": 2}
-    borrow = {"policy": "LowerPriority"}
-    assert victims(running, new, reclaimWithinCohort="Any") == set(), "it would borrow"
-    assert victims(running, new, reclaimWithinCohort="Any", borrowWithinCohort=borrow) == {"low", "mid"}
-    below = {**borrow, "maxPriorityThreshold": 0}
-    assert victims(running, new, reclaimWithinCohort="Any", borrowWithinCohort=below) == set()
-    one: dict[str, Any] = {"gpus": {"h100": 2}, "priority": 2}
-    assert victims(running, one, reclaimWithinCohort="Any", borrowWithinCohort=below) == {"low"}
+@pytest.mark.parametrize("name", HAND_MADE)
+def test_hand_made(name: str) -> None:
+    case, expected = HAND_MADE[name]
+    assert kueue_judge.compatible(case) == expected
 
 
-def test_what_the_own_cohort_lent_outside_is_taken_back_while_borrowing() -> None:
-    running = [{"name": "out", "queue": "c", "gpus": {"h100": 4}}]
-    assert victims(running, {"gpus": {"h100": 4}}, reclaimWithinCohort="Any") == {"out"}
-    inside = [{"name": "in", "queue": "b", "gpus": {"h100": 4}}]
-    assert victims(inside, {"gpus": {"h100": 4}}, reclaimWithinCohort="Any") == set()
-
-
-def test_who_ends_already_goes_first() -> None:
-    running = [
-        {"name": "ends", "queue": "a", "gpus": {"h100": 2}, "priority": 1, "ending": True},
-        {"name": "low", "queue": "a", "gpus": {"h100": 2}, "priority": -1},
-    ]
-    new = {"gpus": {"h100": 2}, "priority": 2}
-    assert victims(running, new, withinClusterQueue="LowerPriority") == {"ends"}
+@pytest.mark.cluster
+def test_hand_made_by_the_real_kueue() -> None:
+    cases, expected = zip(*HAND_MADE.values(), strict=True)
+    assert dict(zip(HAND_MADE, kueue_judge.judge(cases), strict=True)) == dict(
+        zip(HAND_MADE, expected, strict=True)
+    )
 
 
 def test_the_tree_is_as_it_was() -> None:
