@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vmtenancy.api.gpuclass import PARTS_PER_GPU
-from vmtenancy.core.quota import kueue
+from vmtenancy.core.quota import kueue, kueue_fair
 from vmtenancy.core.quota.policy import NOBODY
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Wait
 from vmtenancy.testing import quota_cases
 from vmtenancy.testing.build import resolve
-from vmtenancy.testing.quota_case_format import QuotaCase, Workload
+from vmtenancy.testing.quota_case_format import Cohort, Queue, QuotaCase, Workload
 
 _POOLS = ("h100", "a100")
 
@@ -57,22 +57,33 @@ def judge(cases: Sequence[QuotaCase]) -> list[set[str]]:
 
 def compatible(case: QuotaCase) -> set[str]:
     """Whom `core.quota.kueue` says that Kueue would evict for the one incoming workload."""
-    (incoming,) = case.incoming
-    quota = charged(case)
-    policy = next(queue.preemption for queue in case.queues if queue.name == incoming.queue)
+    return {workload.key for workload in _evict(case).victims}
+
+
+def _evict(case: QuotaCase) -> kueue_fair.Eviction:
+    (asked,) = case.incoming
+    quota, incoming = charged(case), _workload(asked)
+    policy = next(queue.preemption for queue in case.queues if queue.name == asked.queue)
     borrow = policy.borrow_within_cohort
-    found = kueue.victims(
-        quota,
-        [_workload(w, ending=w.ending) for w in case.running],
-        _workload(incoming),
-        kueue.Preemption(
-            kueue.Policy(policy.within_cluster_queue),
-            kueue.Policy(policy.reclaim_within_cohort),
-            borrow.policy != "Never",
-            borrow.max_priority_threshold,
-        ),
+    rules = kueue.Preemption(
+        kueue.Policy(policy.within_cluster_queue),
+        kueue.Policy(policy.reclaim_within_cohort),
+        borrow.policy != "Never",
+        borrow.max_priority_threshold,
     )
-    return {workload.key for workload in found}
+    running = [_workload(w, ending=w.ending) for w in case.running]
+    if not case.fair_sharing:
+        return kueue_fair.Eviction(kueue.victims(quota, running, incoming, rules))
+    above = {cohort.name: cohort for cohort in case.cohorts}
+    weights: dict[int, int] = {}
+    for queue in case.queues:
+        node: Queue | Cohort = queue
+        for number in quota.nodes(queue.name):
+            weights[number] = node.weight
+            parent = node.cohort if isinstance(node, Queue) else node.parent
+            if parent in above:
+                node = above[parent]
+    return kueue_fair.evict(quota, running, incoming, rules, weights)
 
 
 def charged(case: QuotaCase) -> QuotaTree:
@@ -91,19 +102,22 @@ def _workload(workload: Workload, *, ending: bool = False) -> kueue.Workload:
     )
 
 
-def random_cases(seed: int, count: int, *, ours: bool) -> list[QuotaCase]:
+def random_cases(seed: int, count: int, *, ours: bool = False, fair: bool = False) -> list[QuotaCase]:
     """Cases that arise from admissions within quota, with an incoming workload that does not fit as things stand,
-    but would on an empty fleet. `ours`: only policies that vmtenancy has.
+    but would on an empty fleet.
+
+    `ours`: only policies that vmtenancy has. `fair`: with fair sharing and weights; cases in which Kueue's answer
+    is arbitrary are left out.
     """
     source = random.Random(seed)  # noqa: S311 - reproducible cases, no secrets
     found: list[QuotaCase] = []
     while len(found) < count:
-        if case := _random_case(source, f"case-{seed}-{len(found)}", ours=ours):
+        if case := _random_case(source, f"case-{seed}-{len(found)}", ours=ours, fair=fair):
             found.append(case)
     return found
 
 
-def _random_case(source: random.Random, name: str, *, ours: bool) -> QuotaCase | None:
+def _random_case(source: random.Random, name: str, *, ours: bool, fair: bool) -> QuotaCase | None:
     pools = _POOLS[: source.choice((1, 1, 2))]
     cohorts = [{"name": "c0", "quota": _quota(source, pools, own=False, root=True)}]
     for i in range(1, source.randint(1, 6)):
@@ -114,7 +128,11 @@ def _random_case(source: random.Random, name: str, *, ours: bool) -> QuotaCase |
         queue: dict[str, Any] = {"name": f"q{i}", "quota": _quota(source, pools, own=True)}
         if source.random() < 0.95:
             queue["cohort"] = source.choice(cohorts)["name"]
-        queues.append(queue | {"preemption": _preemption(source, ours=ours)})
+        queues.append(queue | {"preemption": _preemption(source, ours=ours, fair=fair)})
+    if fair:
+        for node in (*cohorts, *queues):
+            # Halves are exact in Kueue's floating-point shares, so equal shares are equal.
+            node["weight"] = source.choice((1, 1, 2, 4))
     pressing = {"sizes": (1, 2, 3, 4, 5), "priorities": (0, 1, 2, 3, 4)}
     incoming = _random_workload(source, "new", pools, queues, several=not ours, **pressing)
     content: dict[str, Any] = {
@@ -124,8 +142,11 @@ def _random_case(source: random.Random, name: str, *, ours: bool) -> QuotaCase |
         "queues": queues,
         "incoming": [incoming],
         "expected": {},
+        "fairSharing": fair,
     }
     (case,) = quota_cases.parse(content)
+    if fair and "cohort" not in next(queue for queue in queues if queue["name"] == incoming["queue"]):
+        return None  # Kueue v0.15.0 panics where a queue without a cohort has no more candidates
     quota = charged(case)
     running: list[dict[str, Any]] = []
     for i in range(source.randint(4, 24)):
@@ -146,7 +167,7 @@ def _random_case(source: random.Random, name: str, *, ours: bool) -> QuotaCase |
     if not needs or any(need.requested > need.total for need in needs):
         return None
     (case,) = quota_cases.parse(content | {"running": running})
-    return case
+    return None if _evict(case).arbitrary else case
 
 
 def _quota(
@@ -166,14 +187,15 @@ def _quota(
     return quotas
 
 
-def _preemption(source: random.Random, *, ours: bool) -> dict[str, Any]:
+def _preemption(source: random.Random, *, ours: bool, fair: bool) -> dict[str, Any]:
     within = ["Never", "LowerPriority", "LowerPriority"] + ([] if ours else ["LowerOrNewerEqualPriority"])
     reclaim = source.choice(("Never", "LowerPriority", "Any", "Any"))
     policy: dict[str, Any] = {
         "withinClusterQueue": source.choice(within),
         "reclaimWithinCohort": reclaim,
     }
-    if not ours and reclaim != "Never" and source.random() < 0.5:  # Kueue refuses it with reclaim Never
+    # Kueue refuses it with reclaim Never, and with fair sharing.
+    if not ours and not fair and reclaim != "Never" and source.random() < 0.5:
         policy["borrowWithinCohort"] = {"policy": "LowerPriority"}
         if source.random() < 0.5:
             policy["borrowWithinCohort"]["maxPriorityThreshold"] = source.randint(-1, 2)
@@ -247,14 +269,19 @@ def _worse_off(case: QuotaCase, evicted: set[str], stopped: set[str]) -> Iterato
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compare two suites, and print the counts; 1 where something is not as it has to be."""
+    """Compare three suites, and print the counts; 1 where something is not as it has to be."""
     parser = argparse.ArgumentParser(prog="python -m vmtenancy.testing.kueue_judge", description=main.__doc__)
     parser.add_argument("--cases", type=int, default=2000, help="cases per suite")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
     all_policies = compare(random_cases(options.seed, options.cases, ours=False), ours=False)
+    fair = compare(random_cases(options.seed, options.cases, fair=True), ours=False)
     shared = compare(random_cases(options.seed, options.cases, ours=True), ours=True)
-    for title, report in (("all of Kueue's policies", all_policies), ("policies of both", shared)):
+    for title, report in (
+        ("all of Kueue's policies", all_policies),
+        ("fair sharing", fair),
+        ("policies of both", shared),
+    ):
         same = report.cases - len(report.different)
         print(
             f"{title}: {same} of {report.cases} cases with identical victims "
@@ -262,7 +289,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         for text in report.different[:20]:
             print(f"  {text}")
-    print("vmtenancy itself, over the second:")
+    print("vmtenancy itself, over the last:")
     for who in ("kueue", "vmtenancy"):
         print(
             f"  {who}: makes room in {shared.rooms[who]} cases with {shared.victims[who]} victims and "
@@ -272,7 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"  worse off: {text}")
     print(f"  {len(shared.worse_off)} cases in which a queue within nominal is worse off than with Kueue")
     more = shared.both["vmtenancy"] > shared.both["kueue"]
-    return int(bool(all_policies.different or shared.different or shared.worse_off or more))
+    return int(bool(all_policies.different or fair.different or shared.different or shared.worse_off or more))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from vmtenancy.core.explain.refusal import Reason
 from vmtenancy.errors import Code, Problem, VmtError
 
 _Amount = Annotated[str, Text(r"^[0-9]+(\.[0-9]{1,3}|/[1-9][0-9]*)?$", 16, 'GPUs: "2", "0.25", "3/7"')]
+_Weight = Annotated[int, Field(ge=1, le=1000)]
 _Count = Annotated[int, Field(ge=0, le=10_000)]
 
 
@@ -43,6 +44,7 @@ class Cohort(ApiModel):
     quota: Annotated[tuple[PoolQuota, ...], Items(most=64, keys=("pool",))] = Field(
         default=(), description="Quota that any member may borrow."
     )
+    weight: _Weight = Field(default=1, description="Its weight in fair sharing.")
 
 
 class BorrowWithinCohort(ApiModel):
@@ -76,6 +78,7 @@ class Queue(ApiModel):
     quota: Annotated[tuple[TenantQuota, ...], Items(most=64, keys=("pool",))] = Field(
         default=(), description="Its quota by pool, in whole GPUs; no other pool is open to it."
     )
+    weight: _Weight = Field(default=1, description="Its weight in fair sharing.")
     preemption: Preemption = Field(default=Preemption(), description="Whom its requests may preempt.")
 
 
@@ -138,6 +141,7 @@ class QuotaCase(ApiModel):
     shows: Annotated[str, Text(r"^[^\n]{10,}$", 300, "one sentence")] = Field(
         description="What the case shows, in one sentence."
     )
+    fair_sharing: bool = Field(default=False, description="Kueue's fair sharing decides whom to preempt.")
     classes: Annotated[tuple[GpuClassOf, ...], Items(most=64, keys=("name",))] = Field(
         default=(), description="Classes that are not whole GPUs of a pool."
     )

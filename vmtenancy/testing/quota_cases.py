@@ -29,6 +29,7 @@ from vmtenancy.core.requests import Admit, Decision, Demand, Wait
 from vmtenancy.errors import Code, Problem, VmtError
 from vmtenancy.testing.quota_case_format import Cohort, Preemption, Queue, QuotaCase, Workload, check_names
 
+_NOT_OURS = "is of Kueue, and vmtenancy does not have it"
 _MODES = tuple(Mode)
 _RUNTIMES = {"VM": Runtime.VM, "Pod": Runtime.POD, "VirtualCluster": Runtime.HOLD}
 
@@ -123,6 +124,13 @@ def run(case: QuotaCase) -> list[Difference]:
 
 def tree_of(case: QuotaCase) -> tree.QuotaTree:
     """The case's rules, with nothing charged. Raises VmtError for a policy that the engine does not have."""
+    if case.fair_sharing:
+        raise VmtError(Problem(Code.INVALID_FIELD, "fairSharing", _NOT_OURS, "true", "false"))
+    for name, nodes in (("cohorts", case.cohorts), ("queues", case.queues)):
+        for i, node in enumerate(nodes):
+            if node.weight != 1:
+                path, found = f"{name}[{i}].weight", str(node.weight)
+                raise VmtError(Problem(Code.INVALID_FIELD, path, _NOT_OURS, found, "1"))
     return quota_of(case, [_policy(i, queue.preemption) for i, queue in enumerate(case.queues)])
 
 
@@ -147,14 +155,13 @@ def _pool_quota(quota: PoolQuota) -> tree.PoolQuota:
 
 def _policy(index: int, preemption: Preemption) -> PreemptionPolicy:
     where = f"queues[{index}].preemption"
-    message = "is a policy of Kueue that vmtenancy does not have"
     within = preemption.within_cluster_queue
     if within == "LowerOrNewerEqualPriority":
         path = f"{where}.withinClusterQueue"
-        raise VmtError(Problem(Code.INVALID_FIELD, path, message, within, "Never or LowerPriority"))
+        raise VmtError(Problem(Code.INVALID_FIELD, path, _NOT_OURS, within, "Never or LowerPriority"))
     if preemption.borrow_within_cohort.policy != "Never":
         path, found = f"{where}.borrowWithinCohort.policy", preemption.borrow_within_cohort.policy
-        raise VmtError(Problem(Code.INVALID_FIELD, path, message, found, "Never"))
+        raise VmtError(Problem(Code.INVALID_FIELD, path, _NOT_OURS, found, "Never"))
     return PreemptionPolicy(Preempts(within), Preempts(preemption.reclaim_within_cohort))
 
 

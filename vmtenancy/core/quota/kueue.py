@@ -111,7 +111,7 @@ def _candidates(
     policy: Preemption,
     need: Sequence[str],
 ) -> Iterable[_Candidate]:
-    path = tree.path(incoming.queue)
+    path = tree.nodes(incoming.queue)
     advantage = _advantage(tree, path, incoming.parts)
     for other in running:
         if not any(pool in other.parts for pool in need):
@@ -120,7 +120,7 @@ def _candidates(
             if policy.within_cluster_queue.allows(incoming, other):
                 yield _Candidate(other, _Kind.OWN)
             continue
-        theirs = tree.path(other.queue)
+        theirs = tree.nodes(other.queue)
         below = tuple(node for node in theirs if node not in path)
         if (
             len(below) == len(theirs)
@@ -181,22 +181,23 @@ def _attempt(
                 continue
             if not _all_borrow(tree, candidate.below, need):
                 continue  # its queue, or a cohort above it, is back within its own share
-            _change(tree.uncharge, candidate.workload)
+            change(tree.uncharge, candidate.workload)
             taken.append(candidate)
-            if _fits(tree, incoming, borrowing=borrowing):
+            if fits(tree, incoming, borrowing=borrowing):
                 break
         else:
             return []
         for candidate in taken[-2::-1]:
-            _change(tree.charge, candidate.workload)
-            if _fits(tree, incoming, borrowing=borrowing):
+            change(tree.charge, candidate.workload)
+            if fits(tree, incoming, borrowing=borrowing):
                 taken.remove(candidate)
             else:
-                _change(tree.uncharge, candidate.workload)
+                change(tree.uncharge, candidate.workload)
     return taken
 
 
-def _fits(tree: QuotaTree, incoming: Workload, *, borrowing: bool) -> bool:
+def fits(tree: QuotaTree, incoming: Workload, *, borrowing: bool) -> bool:
+    """Whether the request fits into quota as things stand; without `borrowing` only within its queue's nominal."""
     return all(
         tree.fits(incoming.queue, pool, parts)
         and (borrowing or tree.usage(incoming.queue, pool) + parts <= tree.nominal(incoming.queue, pool))
@@ -204,6 +205,7 @@ def _fits(tree: QuotaTree, incoming: Workload, *, borrowing: bool) -> bool:
     )
 
 
-def _change(change: Callable[[str, str, int, str], None], workload: Workload) -> None:
+def change(how: Callable[[str, str, int, str], None], workload: Workload) -> None:
+    """Charge a workload to the tree, or uncharge it (`how`), in all of its pools."""
     for pool, parts in workload.parts.items():
-        change(workload.queue, pool, parts, workload.key)
+        how(workload.queue, pool, parts, workload.key)

@@ -24,6 +24,7 @@ import (
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	config "sigs.k8s.io/kueue/apis/config/v1beta2"
 	kueue "sigs.k8s.io/kueue/apis/kueue/v1beta2"
 	schdcache "sigs.k8s.io/kueue/pkg/cache/scheduler"
 	"sigs.k8s.io/kueue/pkg/resources"
@@ -41,11 +42,13 @@ type quota struct {
 
 type cohort struct {
 	Name   string  `json:"name"`
+	Weight *int64  `json:"weight"`
 	Parent string  `json:"parent"`
 	Quota  []quota `json:"quota"`
 }
 
 type queue struct {
+	Weight     *int64                        `json:"weight"`
 	Name       string                        `json:"name"`
 	Cohort     string                        `json:"cohort"`
 	Quota      []quota                       `json:"quota"`
@@ -64,6 +67,7 @@ type task struct {
 type quotaCase struct {
 	Name     string          `json:"name"`
 	Shows    string          `json:"shows"`
+	Fair     bool            `json:"fairSharing"`
 	Cohorts  []cohort        `json:"cohorts"`
 	Queues   []queue         `json:"queues"`
 	Running  []task          `json:"running"`
@@ -113,7 +117,7 @@ func judge(c quotaCase) (answer, error) {
 	if len(c.Incoming) != 1 {
 		return answer{}, fmt.Errorf("%d incoming workloads, want 1", len(c.Incoming))
 	}
-	cache := schdcache.New(nothingStored{})
+	cache := schdcache.New(nothingStored{}, schdcache.WithFairSharing(c.Fair))
 	for _, pool := range pools(c) {
 		cache.AddOrUpdateResourceFlavor(log, &kueue.ResourceFlavor{ObjectMeta: metav1.ObjectMeta{Name: pool}})
 	}
@@ -124,7 +128,7 @@ func judge(c quotaCase) (answer, error) {
 	}
 	for _, co := range c.Cohorts {
 		spec := kueue.CohortSpec{
-			ParentName: kueue.CohortReference(co.Parent), ResourceGroups: groups(co.Quota),
+			ParentName: kueue.CohortReference(co.Parent), ResourceGroups: groups(co.Quota), FairSharing: weight(co.Weight),
 		}
 		if err := cache.AddOrUpdateCohort(&kueue.Cohort{ObjectMeta: metav1.ObjectMeta{Name: co.Name}, Spec: spec}); err != nil {
 			return answer{}, err
@@ -151,7 +155,11 @@ func judge(c quotaCase) (answer, error) {
 	if fits {
 		return result, nil
 	}
-	preemptor := preemption.New(nothingStored{}, workload.Ordering{}, &record.FakeRecorder{}, nil, false, clocktesting.NewFakeClock(now))
+	var fair *config.FairSharing
+	if c.Fair {
+		fair = &config.FairSharing{}
+	}
+	preemptor := preemption.New(nothingStored{}, workload.Ordering{}, &record.FakeRecorder{}, fair, false, clocktesting.NewFakeClock(now))
 	for _, target := range preemptor.GetTargets(log, *info, assignment, snapshot) {
 		result.Victims = append(result.Victims, target.WorkloadInfo.Obj.Name)
 		result.Reasons[target.WorkloadInfo.Obj.Name] = target.Reason
@@ -185,8 +193,16 @@ func clusterQueue(q queue) *kueue.ClusterQueue {
 			CohortName:     kueue.CohortReference(q.Cohort),
 			ResourceGroups: groups(q.Quota),
 			Preemption:     q.Preemption,
+			FairSharing:    weight(q.Weight),
 		},
 	}
+}
+
+func weight(value *int64) *kueue.FairSharing {
+	if value == nil {
+		return nil
+	}
+	return &kueue.FairSharing{Weight: resource.NewQuantity(*value, resource.DecimalSI)}
 }
 
 // name of the resource that is counted in a pool.
