@@ -66,7 +66,7 @@ def operator(crds, admin):
 
 
 @pytest.fixture
-def installed(crds, admin, controller):
+def installed(crds, admin, controller, operator):
     """Everything of `deploy/manifests/`, each policy in force, and a tenant's namespace `vision`."""
     crds.kubectl("apply", "--server-side", "-f", str(MANIFESTS))
     dry = "?dryRun=All"
@@ -99,6 +99,12 @@ def installed(crds, admin, controller):
     eventually(enforced, "policies in force")
     # What puts the gate back and what guards observations have no refusal to probe on a cluster without objects.
     admin("POST", f"{GROUP}/gpunodes", node)
+    seen = {"status": {"mode": "vm-vgpu"}}
+    observe = f"{GROUP}/gpunodes/x/status{dry}"
+    eventually(
+        lambda: denied(operator("PATCH", observe, seen, MERGE), "observations.vmtenancy.io"),
+        "observations in force",
+    )
     canary = admin("POST", "/api/v1/namespaces/vision/pods", pod("canary")).body["metadata"]["name"]
     path = f"/api/v1/namespaces/vision/pods/{canary}{dry}"
     lift = {"spec": {"schedulingGates": None}}
