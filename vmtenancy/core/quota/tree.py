@@ -48,6 +48,7 @@ class _Charge(NamedTuple):
     parts: int
     holder: str
     units: Mapping[str, int]
+    firm: bool
 
 
 class QuotaTree:
@@ -125,6 +126,7 @@ class QuotaTree:
                 self._potential[node] = np.minimum(from_above, self._subtree[node] + self._borrowing[node])
         self._weights = [owner.weight for owner in owners]
         self._units: Counter[tuple[str, str]] = Counter()
+        self._firm: Counter[tuple[str, str]] = Counter()
         self._holders: dict[str, dict[tuple[str, str], int]] = defaultdict(dict)
         self._ranked: dict[tuple[str, int | None], tuple[tuple[str, int], ...]] = {}
         self._journal: list[tuple[int, _Charge]] | None = None
@@ -222,30 +224,48 @@ class QuotaTree:
         cap = self._caps.get((tenant, name))
         return None if cap is None else cap - self._units[(tenant, name)]
 
+    def own_room(self, tenant: str, pool: str) -> int:
+        """Parts of its nominal quota that the tenant has not charged as firm; below 0 where it was lowered."""
+        return self.nominal(tenant, pool) - self._firm[(tenant, pool)]
+
     def charge(
-        self, tenant: str, pool: str, parts: int, holder: str, units: Mapping[str, int] = _NO_UNITS
+        self,
+        tenant: str,
+        pool: str,
+        parts: int,
+        holder: str,
+        units: Mapping[str, int] = _NO_UNITS,
+        *,
+        firm: bool = False,
     ) -> None:
         """Add to the usage, for `holder` (shown in explanations), with units by class for the caps.
 
-        Never refused: ask `fits` before. A tenant or pool that the rules do not name is remembered as a
-        holder only.
+        What is `firm` is never given back for others. Never refused: ask `fits` before. A tenant or pool that the
+        rules do not name is remembered as a holder only.
         """
-        self._change(1, _Charge(tenant, pool, parts, holder, units))
+        self._change(1, _Charge(tenant, pool, parts, holder, units, firm))
 
     def uncharge(
-        self, tenant: str, pool: str, parts: int, holder: str, units: Mapping[str, int] = _NO_UNITS
+        self,
+        tenant: str,
+        pool: str,
+        parts: int,
+        holder: str,
+        units: Mapping[str, int] = _NO_UNITS,
+        *,
+        firm: bool = False,
     ) -> None:
         """Take back a charge. Raises VmtError (LEDGER) where the holder is not charged as much."""
         if self._holders.get(pool, {}).get((tenant, holder), 0) < parts:
             raise VmtError(
                 Problem(Code.LEDGER, "", f"{holder} of {tenant} gives back more of {pool} than it holds")
             )
-        self._change(-1, _Charge(tenant, pool, parts, holder, units))
+        self._change(-1, _Charge(tenant, pool, parts, holder, units, firm))
 
     def copy(self) -> QuotaTree:
         """Another one with the same rules, on which others may charge."""
         twin = copy.copy(self)
-        twin._usage, twin._units = self._usage.copy(), Counter(self._units)
+        twin._usage, twin._units, twin._firm = self._usage.copy(), Counter(self._units), Counter(self._firm)
         twin._holders = defaultdict(dict, {pool: dict(held) for pool, held in self._holders.items()})
         twin._ranked, twin._journal = {}, None
         return twin
@@ -294,12 +314,14 @@ class QuotaTree:
     def _change(self, sign: int, charge: _Charge) -> None:
         if self._journal is not None:
             self._journal.append((sign, charge))
-        tenant, pool, parts, holder, units = charge
+        tenant, pool, parts, holder, units, firm = charge
         held = self._holders[pool]
         held[(tenant, holder)] = held.get((tenant, holder), 0) + sign * parts
         if not held[(tenant, holder)]:
             del held[(tenant, holder)]
         self._ranked.clear()
+        if firm:
+            self._firm[(tenant, pool)] += sign * parts
         for name, count in units.items():
             self._units[(tenant, name)] += sign * count
         p = self._pool.get(pool)
