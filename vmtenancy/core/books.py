@@ -7,7 +7,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from fractions import Fraction
 
 from vmtenancy.core.explain import refusal
 from vmtenancy.core.explain.refusal import Refusal
@@ -137,8 +136,12 @@ class Books:
         """As `QuotaTree.path`."""
         return self._tree.path(tenant)
 
-    def shares(self, demands: Sequence[Demand]) -> tuple[Fraction, ...]:
-        """As `QuotaTree.shares`, of the tenant of the demands, if they were admitted together."""
+    def share(self, tenant: str, more: Mapping[str, int], level: int) -> float:
+        """As `QuotaTree.share`."""
+        return self._tree.share(tenant, more, level)
+
+    def charge_of(self, demands: Iterable[Demand]) -> Mapping[str, int]:
+        """What the demands, admitted together, would add to their tenant's charge, in parts by pool."""
         gross: dict[str | None, Counter[str]] = defaultdict(Counter)
         for demand in demands:
             gross[demand.parent].update(_by_pool(demand, self._fleet))
@@ -146,7 +149,7 @@ class Books:
         for parent, parts in gross.items():
             hold = self._holds.get(parent) if parent is not None else None
             more.update(_net(hold, parts, ())[0])
-        return self._tree.shares(demands[0].tenant, more)
+        return more
 
     def _free_part(self, placement: Placement) -> Placement:
         """What of a placement could be held now: those of its devices that are free, its cpu and memory."""
