@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, Final, get_args
+from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -23,6 +23,8 @@ from vmtenancy.api.overlay import OwnedPath
 from vmtenancy.api.tenant import Tenant
 from vmtenancy.api.virtualcluster import VirtualCluster
 from vmtenancy.errors import Code, Problem, VmtError
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 KINDS: Final[dict[str, type[Kind]]] = {
     model.__name__: model
@@ -45,9 +47,13 @@ def parse(obj: dict[str, Any]) -> Kind:
         raise VmtError(_invalid("apiVersion", obj.get("apiVersion"), API_VERSION))
     if not isinstance(kind, str) or kind not in KINDS:
         raise VmtError(_invalid("kind", kind, f"one of {', '.join(KINDS)}"))
-    model = KINDS[kind]
+    return validate(KINDS[kind], obj)
+
+
+def validate(model: type[_Model], value: object) -> _Model:
+    """The model of a raw value, defaults filled in. Raises VmtError as `parse` does."""
     try:
-        return model.model_validate(obj)
+        return model.model_validate(value)
     except ValidationError as error:
         problems = [problem for detail in error.errors() for problem in _problems(model, detail)]
         raise VmtError.of(problems) from None

@@ -113,21 +113,27 @@ class Preemption:
         return self._after
 
     def _cheapest(self, demands: Sequence[Demand]) -> Nomination | None:
-        """The victims of lowest priority; among those the fewest, then the smallest, then the youngest."""
+        """What others borrowed, where that is enough; of all choices the victims of lowest priority; among those the
+        fewest, then the smallest, then the youngest.
+        """
         candidates = sorted(self._candidates(demands), key=lambda candidate: candidate.order)
         found = self._choices(demands, candidates)
         if any(candidate.only_within_own for candidate in candidates):
             found += self._choices(demands, [c for c in candidates if not c.only_within_own])
-        return min(found, key=_cost, default=None)
+        tenant = demands[0].tenant
+        return min(found, key=lambda nomination: _cost(nomination, tenant), default=None)
 
     def _choices(self, demands: Sequence[Demand], candidates: Sequence[_Candidate]) -> list[Nomination]:
         """Some ways to make room by these candidates, given in the order in which they go."""
         if not candidates or not self._fits_without(demands, candidates):
             return []
         # The youngest of a priority, or the largest (fewer are needed), or the smallest (less is lost).
-        by_size = sorted(candidates, key=lambda candidate: (*candidate.order[:2], candidate.parts))
+        by_size = sorted(candidates, key=lambda c: (*c.order[:2], c.parts, len(c.grants)))
         largest_first = sorted(by_size, key=lambda candidate: (*candidate.order[:2], -candidate.parts))
-        found = [self._fewest(demands, order) for order in (candidates, largest_first, by_size)]
+        orders = [candidates, largest_first, by_size]
+        # Without those of other tenants the request may borrow, so fewer of its own may be enough.
+        orders += [[candidate for candidate in order if not candidate.foreign] for order in orders]
+        found = [self._fewest(demands, order) for order in orders]
         by_node: dict[str, list[_Candidate]] = defaultdict(list)
         for candidate in candidates:
             for node in {admit.placement.node for admit in candidate.grants if admit.placement}:
@@ -230,10 +236,11 @@ def _leave(books: Books, candidate: _Candidate) -> None:
         books.leave(admit)
 
 
-def _cost(nomination: Nomination) -> tuple[int, int, int, float, list[str]]:
+def _cost(nomination: Nomination, tenant: str) -> tuple[bool, int, int, int, float, list[str]]:
     demands = [victim.demand for victim in nomination.victims]
     parts = sum(grant.parts for v in nomination.victims if v.placement for grant in v.placement.grants)
     return (
+        any(demand.tenant == tenant for demand in demands),
         max(demand.priority for demand in demands),
         len(demands),
         parts,

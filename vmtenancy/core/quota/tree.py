@@ -216,6 +216,31 @@ class QuotaTree:
         p = self._pool[pool]
         return all(self._usage[node, p] > self._subtree[node, p] for node in below)
 
+    def nodes(self, tenant: str) -> tuple[int, ...]:
+        """The nodes of the tree from the tenant to its root, itself first."""
+        return self._paths[self._tenant[tenant]]
+
+    def spare(self, node: int, pool: str) -> int:
+        """Parts of a node's own share that are unused; below 0 where it holds more, so has borrowed."""
+        p = self._pool[pool]
+        return int(self._subtree[node, p] - self._usage[node, p])
+
+    def unlent(self, node: int, pool: str) -> int:
+        """Unused parts that a node never lends: what it has before its parent is asked."""
+        p = self._pool[pool]
+        return max(0, int(self._guaranteed[node, p] - self._usage[node, p]))
+
+    def potential(self, node: int, pool: str) -> int:
+        """Parts that a node could hold if nobody else held anything, borrowing included."""
+        p = self._pool[pool]
+        *below, root = self._paths[node]
+        most = int(self._subtree[root, p])
+        for at in reversed(below):
+            most = min(
+                int(self._guaranteed[at, p]) + most, int(self._subtree[at, p]) + int(self._borrowing[at, p])
+            )
+        return most
+
     def class_room(self, tenant: str, name: str) -> int | None:
         """Units of the class that the tenant's cap leaves; None without a cap; below 0 where it was
         lowered.

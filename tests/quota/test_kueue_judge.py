@@ -1,0 +1,190 @@
+"""`core.quota.kueue` decides as Kueue does, and vmtenancy itself is never worse, judged by Kueue's own preemptor.
+
+`kueue_answers.json` holds what it answered for `random_cases(seed, count)`; the answers are compared with those of the
+real one, which is built from its pinned module, in the test that is marked so.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmtenancy.core.quota import kueue
+from vmtenancy.testing import kueue_judge
+from vmtenancy.testing.quota_case_format import QuotaCase
+from vmtenancy.testing.quota_cases import parse
+
+ANSWERS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "kueue_answers.json").read_text())
+SUITE = 2000
+
+
+@pytest.mark.parametrize("recorded", ANSWERS, ids=lambda recorded: f"seed-{recorded['seed']}")
+def test_the_same_victims_as_recorded_of_kueue(recorded: dict[str, Any]) -> None:
+    cases = kueue_judge.random_cases(recorded["seed"], len(recorded["victims"]), ours=recorded["ours"])
+    assert [sorted(kueue_judge.compatible(case)) for case in cases] == recorded["victims"]
+    assert sum(map(bool, recorded["victims"])) > len(cases) / 3
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("ours", [False, True], ids=["all-policies", "policies-of-both"])
+def test_the_same_victims_as_the_real_kueue(ours: bool) -> None:
+    for recorded in ANSWERS:
+        if recorded["ours"] is ours:
+            cases = kueue_judge.random_cases(recorded["seed"], len(recorded["victims"]), ours=ours)
+            assert [sorted(victims) for victims in kueue_judge.judge(cases)] == recorded["victims"]
+    report = kueue_judge.compare(kueue_judge.random_cases(1, SUITE, ours=ours), ours=ours)
+    assert report.different == []
+    assert report.rooms["kueue"] > SUITE / 3, "cases in which somebody has to go"
+    if ours:
+        assert report.worse_off == []
+        assert report.both["vmtenancy"] <= report.both["kueue"]
+        assert report.victims["vmtenancy"] <= report.victims["kueue"]
+
+
+def workload(name: str, queue: str, gpus: int, **more: Any) -> dict[str, Any]:
+    return {"name": name, "queue": queue, "gpus": {"h100": gpus}, **more}
+
+
+def hand_made(running: list[dict[str, Any]], incoming: dict[str, Any], **preemption: Any) -> QuotaCase:
+    """Of queues a and d (nominal 2), b (0) in one cohort, e (nominal 2, of which it lends 1) in another with f (1),
+    and c (0) at the root above both; the policy is that of all.
+    """
+    queues = [("a", "left", 2), ("b", "left", 0), ("c", "root", 0), ("d", "left", 2), ("f", "right", 1)]
+    lender = {"pool": "h100", "nominal": 2, "lendingLimit": 1}
+    (case,) = parse(
+        {
+            "name": "hand-made",
+            "shows": "What the text of the test says.",
+            "cohorts": [
+                {"name": "root"},
+                {"name": "left", "parent": "root"},
+                {"name": "right", "parent": "root"},
+            ],
+            "queues": [
+                *(
+                    {
+                        "name": name,
+                        "cohort": cohort,
+                        "quota": [{"pool": "h100", "nominal": nominal}],
+                        "preemption": preemption,
+                    }
+                    for name, cohort, nominal in queues
+                ),
+                {"name": "e", "cohort": "right", "quota": [lender], "preemption": preemption},
+            ],
+            "running": running,
+            "incoming": [incoming],
+            "expected": {},
+        }
+    )
+    return case
+
+
+TWO = [workload("old", "a", 2, age=5), workload("young", "a", 2, age=1), workload("rest", "c", 2)]
+BORROWED = [
+    workload("low", "b", 2, priority=-1),
+    workload("mid", "b", 2, priority=1),
+    workload("rest", "c", 2, priority=9),
+]
+BORROW = {"policy": "LowerPriority"}
+THRESHOLD = {**BORROW, "maxPriorityThreshold": 0}
+HAND_MADE: dict[str, tuple[QuotaCase, set[str]]] = {
+    "newer-of-equal-priority": (
+        hand_made(TWO, workload("new", "a", 2, age=3), withinClusterQueue="LowerOrNewerEqualPriority"),
+        {"young"},
+    ),
+    "lower-priority-spares-equal": (
+        hand_made(TWO, workload("new", "a", 2, age=3), withinClusterQueue="LowerPriority"),
+        set(),
+    ),
+    "newer-than-all": (
+        hand_made(TWO, workload("new", "a", 2), withinClusterQueue="LowerOrNewerEqualPriority"),
+        set(),
+    ),
+    "would-borrow": (
+        hand_made(BORROWED, workload("new", "a", 3, priority=2), reclaimWithinCohort="LowerPriority"),
+        set(),
+    ),
+    "may-borrow": (
+        hand_made(
+            BORROWED,
+            workload("new", "a", 3, priority=2),
+            reclaimWithinCohort="LowerPriority",
+            borrowWithinCohort=BORROW,
+        ),
+        {"low", "mid"},
+    ),
+    "above-the-threshold": (
+        hand_made(
+            BORROWED,
+            workload("new", "a", 3, priority=2),
+            reclaimWithinCohort="LowerPriority",
+            borrowWithinCohort=THRESHOLD,
+        ),
+        set(),
+    ),
+    "below-the-threshold": (
+        hand_made(
+            BORROWED,
+            workload("new", "a", 2, priority=2),
+            reclaimWithinCohort="LowerPriority",
+            borrowWithinCohort=THRESHOLD,
+        ),
+        {"low"},
+    ),
+    "what-the-own-cohort-lent-outside": (
+        hand_made(
+            [workload("out", "c", 4, priority=9), workload("near", "f", 2)],
+            workload("new", "a", 4),
+            reclaimWithinCohort="Any",
+        ),
+        {"out"},
+    ),
+    "what-it-keeps-is-not-asked-of-the-cohort": (
+        hand_made(
+            [workload("own", "d", 4), workload("out", "c", 2)],
+            workload("new", "e", 3),
+            reclaimWithinCohort="Any",
+        ),
+        {"out"},
+    ),
+    "who-ends-already-goes-first": (
+        hand_made(
+            [
+                workload("ends", "a", 2, priority=1, ending=True),
+                workload("low", "a", 2, priority=-1),
+                workload("rest", "c", 2, priority=9),
+            ],
+            workload("new", "a", 2, priority=2),
+            withinClusterQueue="LowerPriority",
+        ),
+        {"ends"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HAND_MADE)
+def test_hand_made(name: str) -> None:
+    case, expected = HAND_MADE[name]
+    assert kueue_judge.compatible(case) == expected
+
+
+@pytest.mark.cluster
+def test_hand_made_by_the_real_kueue() -> None:
+    cases, expected = zip(*HAND_MADE.values(), strict=True)
+    assert dict(zip(HAND_MADE, kueue_judge.judge(cases), strict=True)) == dict(
+        zip(HAND_MADE, expected, strict=True)
+    )
+
+
+def test_the_tree_is_as_it_was() -> None:
+    (case,) = kueue_judge.random_cases(3, 1, ours=False)
+    quota = kueue_judge.charged(case)
+    before = {(q.name, pool): quota.usage(q.name, pool) for q in case.queues for pool in quota.pools}
+    incoming = kueue.Workload("new", case.queues[0].name, {quota.pools[0]: 1 << 20}, 9)
+    running = [kueue.Workload(w.name, w.queue, {}, w.priority) for w in case.running]
+    assert kueue.victims(quota, running, incoming, kueue.Preemption(kueue.Policy.LOWER_PRIORITY)) == ()
+    assert before == {(q.name, pool): quota.usage(q.name, pool) for q in case.queues for pool in quota.pools}
