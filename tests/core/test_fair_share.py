@@ -39,7 +39,7 @@ def keys(decisions: Sequence[Decision]) -> str:
 
 
 def shares(rules: QuotaTree, tenant: str, more: Mapping[str, int] | None = None) -> list[float]:
-    return [float(share) for share in rules.shares(tenant, more or {})]
+    return [rules.share(tenant, more or {}, level) for level in range(len(rules.path(tenant)))]
 
 
 def let_in(decisions: Sequence[Decision]) -> str:
@@ -300,5 +300,10 @@ def test_the_order_is_the_plain_reading(
         waiting.remove(decision.demand)
     assert not waiting
     for owner in tenants:
-        charged = {pool: count * GPU for pool, count in nodes[owner.name].charged.items()}
-        assert tree.shares(owner.name, charged)[0] == nodes[owner.name].share()
+        with tree.what_if():
+            for other in tenants:
+                for pool, count in nodes[other.name].charged.items() if other is not owner else ():
+                    tree.charge(other.name, pool, count * GPU, other.name)
+            charged = {pool: count * GPU for pool, count in nodes[owner.name].charged.items()}
+            for level, name in enumerate(tree.path(owner.name)):
+                assert tree.share(owner.name, charged, level) == float(nodes[name.split()[1]].share())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import pytest
@@ -150,6 +151,75 @@ def test_a_guarantee_and_what_draws_on_it_is_never_taken() -> None:
     others = tree(within=LOWER, reclaim=ANY, a=4, b=2)
     assert len(only(decide(fleet(*nodes), others, live, [ask("a2", "a", 2, Runtime.POD)])).victims) == 2
     assert only(decide(fleet(*nodes), others, live, [ask("a3", "a", 3, Runtime.POD)])).victims == ()
+
+
+def test_what_is_not_preemptible_is_never_stopped_and_stays_within_what_is_its_tenants_own() -> None:
+    rules = tree(within=LOWER, reclaim=ANY, a=4, b=4)
+    on = fleet(*ONE)
+    live = running(on, rules, ask("soft", "a", 3, priority=-1), ask("firm", "a", 3, preemptible=False))
+    wait = only(decide(on, rules, live, [ask("more", "a", 2, preemptible=False)]))
+    assert (wait.reason, wait.victims) == (Reason.OWN_QUOTA_EXCEEDED, ())
+    assert wait.message == (
+        "pool h100: is not preemptible and needs 2 GPUs of the nominal quota of tenant a, 1 of 4 are not taken by "
+        "guarantees and what is not preemptible"
+    )
+    assert wait.shortage is not None
+    assert (wait.shortage.free, wait.shortage.total, wait.shortage.binds) == (GPU, 4 * GPU, "tenant a")
+    (one,) = decide(on, rules, live, [ask("one", "a", preemptible=False)])
+    assert isinstance(one, Admit), "what may be stopped borrows beside it"
+    assert only(decide(on, rules, live, [ask("b4", "b", 4)])).victims == ("soft",)
+    urgent = [ask("own", "a", 3, priority=9), ask("own2", "a", 3, priority=8)]
+    first, second = decide(on, rules, live, urgent)
+    assert isinstance(first, Wait)
+    assert isinstance(second, Wait)
+    assert (first.victims, second.victims) == (("soft",), ()), "nothing else of a may be stopped"
+
+
+def test_a_guarantee_takes_of_what_is_for_the_not_preemptible() -> None:
+    on, rules = fleet(node("c", Mode.CONTAINER), node("t", Mode.PASSTHROUGH)), tree(a=4, b=4)
+    lab = Demand("lab", "a", Runtime.HOLD, (("whole", 3),), maximum=(("whole", 5),))
+    pods = [ask(f"p{i}", "a", 1, Runtime.POD, parent="lab") for i in range(4)]
+    live = running(on, rules, lab, *pods)
+    (one,) = decide(on, rules, live, [ask("one", "a", preemptible=False)])
+    assert isinstance(one, Admit), "what a pod has beyond the guarantee may be stopped"
+    assert only(decide(on, rules, live, [ask("two", "a", 2, preemptible=False)])).reason is (
+        Reason.OWN_QUOTA_EXCEEDED
+    )
+
+
+@settings(max_examples=60)
+@given(
+    drawn=st.lists(
+        st.tuples(st.sampled_from("abc"), st.integers(1, 3), st.integers(0, 2), st.booleans()), max_size=14
+    ),
+    nominal=st.tuples(*(st.integers(0, 4) for _ in range(3))),
+    asked=st.tuples(st.sampled_from("abc"), st.integers(1, 4), st.booleans()),
+)
+def test_what_is_a_tenants_own_it_gets(
+    drawn: list[tuple[str, int, int, bool]], nominal: tuple[int, ...], asked: tuple[str, int, bool]
+) -> None:
+    """Whoever stays within nominal is admitted or nominated, whatever others hold, if there is room on the nodes."""
+    rules = tree(LOWER, ANY, BorrowWithinCohort(), **dict(zip("abc", nominal, strict=True)))
+    on = fleet(*(node(f"n{i}", Mode.PASSTHROUGH) for i in range(4)))
+    demands = [
+        ask(f"w{i}", tenant, count, priority=priority, created=float(i), preemptible=preemptible)
+        for i, (tenant, count, priority, preemptible) in enumerate(drawn)
+    ]
+    live = admitted(decide(on, rules, [], demands))
+    held, firm = Counter[str](), Counter[str]()
+    for admit in live:
+        ((_, count),) = admit.demand.requests
+        held[admit.demand.tenant] += count
+        firm[admit.demand.tenant] += 0 if admit.demand.preemptible else count
+    own = dict(zip("abc", nominal, strict=True))
+    assert all(firm[name] <= own[name] for name in own)
+    assert held.total() <= sum(nominal)
+    tenant, count, preemptible = asked
+    if held[tenant] + count <= own[tenant]:
+        (decision,) = decide(on, rules, live, [ask("new", tenant, count, preemptible=preemptible)])
+        assert isinstance(decision, Admit) or decision.reason is Reason.NOMINATED
+        stopped = decision.victims if isinstance(decision, Wait) else ()
+        assert all(admit.demand.preemptible for admit in live if admit.demand.key in stopped)
 
 
 def test_what_is_kept_for_a_nominated_request_nobody_behind_it_gets() -> None:

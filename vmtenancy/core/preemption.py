@@ -4,7 +4,8 @@ The policies are Kueue's (`preemption` of its ClusterQueue: `withinClusterQueue`
 `borrowWithinCohort`), extended to placement: victims must free both the quota and the devices of one node. Within a
 tenant, lower priority makes room. From its cohort a tenant takes back what it lends: victims are of tenants that hold
 more than their own share, and the one that takes back stays within its own. Where its policy says so, it may borrow
-what was borrowed with a lower priority. A guarantee, and what a pod draws on one, is never taken.
+what was borrowed with a lower priority. A guarantee, what a pod draws on one, and what is not preemptible is never
+taken.
 
 A request that gets its place once others have ended is *nominated*: what it will use is kept free for it, so nobody
 who comes later in the queue can undo what others were stopped for.
@@ -165,6 +166,8 @@ class Preemption:
 
     def _may_take(self, tenant: str, priority: int, other: Demand, pools: Iterable[str]) -> bool:
         policy = self._tree.policy(tenant)
+        if not other.preemptible:
+            return False
         if other.tenant == tenant:
             return policy.within_tenant.allows(priority, other.priority)
         return policy.reclaim_within_cohort.allows(priority, other.priority) and self._borrows(

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -42,7 +41,7 @@ def turns(demands: Iterable[Demand], promised: frozenset[str], books: Books) -> 
 class _Entry(NamedTuple):
     """A node competes below the node above it, with what one of the tenants below it asks for next."""
 
-    share: Fraction
+    share: float
     age: int
     stamp: int
     node: str
@@ -57,6 +56,9 @@ class _Fairly:
         self._waiting: dict[str, deque[tuple[int, Bundle]]] = defaultdict(deque)
         for age, bundle in enumerate(bundles):
             self._waiting[bundle[0].tenant].append((age, bundle))
+        self._paths = {tenant: (*books.path(tenant), _EVERYWHERE) for tenant in self._waiting}
+        #: What each tenant's next bundle would add to its charge.
+        self._asks: dict[str, Mapping[str, int]] = {}
         self._heaps: dict[str, list[_Entry]] = defaultdict(list)
         #: How often each node entered; what it entered before counts no more.
         self._stamps: Counter[str] = Counter()
@@ -71,15 +73,19 @@ class _Fairly:
 
     def _compete(self, tenant: str) -> str | None:
         """Who is first of all, after a change in what the tenant holds or asks for."""
-        path = (*self._books.path(tenant), _EVERYWHERE)
-        best = tenant if self._waiting[tenant] else None
-        for depth, (node, above) in enumerate(itertools.pairwise(path), start=1 - len(path)):
+        path = self._paths[tenant]
+        best = None
+        if waiting := self._waiting[tenant]:
+            best, self._asks[tenant] = tenant, self._books.charge_of(waiting[0][1])
+        for i, (node, above) in enumerate(itertools.pairwise(path), start=1):
+            left = len(path) - i
             self._stamps[node] += 1
             heap = self._heaps[above]
             if best is not None:
-                age, bundle = self._waiting[best][0]
-                share = self._books.shares(bundle)[depth]
-                heappush(heap, _Entry(share, age, self._stamps[node], node, best))
+                # The path of whoever is best has the same nodes from here up; it may have more or fewer below.
+                level = len(self._paths[best]) - 1 - left
+                share = self._books.share(best, self._asks[best], level)
+                heappush(heap, _Entry(share, self._waiting[best][0][0], self._stamps[node], node, best))
             while heap and heap[0].stamp != self._stamps[heap[0].node]:
                 heappop(heap)
             best = heap[0].tenant if heap else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from fractions import Fraction
 
 from vmtenancy.api.cohort import Cohort
 from vmtenancy.api.gpuclass import PARTS_PER_GPU, GpuClass
@@ -113,7 +112,7 @@ def _tenants(view: View, tree: QuotaTree, owners: dict[str, str]) -> list[Chain]
                     "borrowed": gpus_text(borrowed),
                 }
             )
-        share = share_text(shares.get(name, Fraction()))
+        share = share_text(shares.get(name, 0.0))
         ready = _tenant_ready(view, tenant, tree, owners)
         chains += _report(view, obj, {"usage": rows, "fairShare": share}, ready)
     return chains

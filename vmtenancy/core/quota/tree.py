@@ -18,11 +18,9 @@ whole GPUs.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +37,6 @@ __all__ = ["CohortQuota", "PoolQuota", "QuotaTree", "TenantQuota"]
 
 _UNLIMITED = 1 << 60
 _NO_UNITS: Mapping[str, int] = {}
-_NOTHING = Fraction(0)
 
 
 class _Charge(NamedTuple):
@@ -48,6 +45,7 @@ class _Charge(NamedTuple):
     parts: int
     holder: str
     units: Mapping[str, int]
+    firm: bool
 
 
 class QuotaTree:
@@ -123,8 +121,11 @@ class QuotaTree:
             if len(self._paths[node]) > 1:
                 from_above = self._guaranteed[node] + self._potential[self._paths[node][1]]
                 self._potential[node] = np.minimum(from_above, self._subtree[node] + self._borrowing[node])
+        #: To find the dominant pool; 0 where there is nothing.
+        self._per_potential = np.where(self._potential > 0, 1 / np.maximum(1, self._potential), 0.0)
         self._weights = [owner.weight for owner in owners]
         self._units: Counter[tuple[str, str]] = Counter()
+        self._firm: Counter[tuple[str, str]] = Counter()
         self._holders: dict[str, dict[tuple[str, str], int]] = defaultdict(dict)
         self._ranked: dict[tuple[str, int | None], tuple[tuple[str, int], ...]] = {}
         self._journal: list[tuple[int, _Charge]] | None = None
@@ -178,27 +179,27 @@ class QuotaTree:
             return (f"tenant {tenant}",)
         return tuple(self._labels[node] for node in self._paths[self._tenant[tenant]])
 
-    def shares(self, tenant: str, more: Mapping[str, int] = _NO_UNITS) -> tuple[Fraction, ...]:
-        """The dominant share of each node of `path`, if the tenant were charged `more` (parts by pool) than it is.
+    def share(self, tenant: str, more: Mapping[str, int] = _NO_UNITS, level: int = 0) -> float:
+        """The dominant share of node `level` of `path`, if the tenant were charged `more` (parts by pool) than it is.
 
         It is what the node has borrowed of a pool, over all that the node above could hold of it, in the pool where
         that is the most, by the node's weight (KEP-1714 of Kueue, `pkg/cache/scheduler/fair_sharing.go`, with one
-        resource per pool). A root borrows from nobody: 0.
+        resource per pool). A root borrows from nobody: 0. Shares that are equal are equal as floats, too: each is one
+        division of integers.
         """
-        path = self._paths[self._tenant[tenant]] if tenant in self._tenant else (0,)
+        path = self._paths[self._tenant[tenant]] if tenant in self._tenant else ()
+        if level + 1 >= len(path):
+            return 0.0
         rise = {self._pool[pool]: parts for pool, parts in more.items() if pool in self._pool}
-        shares = []
-        for node, above in itertools.pairwise(path):
-            over = self._usage[node] - self._subtree[node]
-            for p, parts in rise.items():
-                over[p] += parts
-            ratios = (
-                Fraction(int(over[p]), int(self._potential[above, p]) * self._weights[node])
-                for p in np.flatnonzero((over > 0) & (self._potential[above] > 0))
-            )
-            shares.append(max(ratios, default=_NOTHING))
+        for node in path[:level]:
             rise = {p: self._rise_above(node, p, parts) for p, parts in rise.items()}
-        return (*shares, _NOTHING)
+        node, above = path[level], path[level + 1]
+        over = self._usage[node] - self._subtree[node]
+        for p, parts in rise.items():
+            over[p] += parts
+        p = int((over * self._per_potential[above]).argmax())
+        borrowed, potential = int(over[p]), int(self._potential[above, p])
+        return borrowed / (potential * self._weights[node]) if borrowed > 0 and potential > 0 else 0.0
 
     def has_borrowed_from(self, lender: str, tenant: str, pool: str) -> bool:
         """Whether what `tenant` holds of the pool is, in part, what `lender` could use.
@@ -247,30 +248,48 @@ class QuotaTree:
         cap = self._caps.get((tenant, name))
         return None if cap is None else cap - self._units[(tenant, name)]
 
+    def own_room(self, tenant: str, pool: str) -> int:
+        """Parts of its nominal quota that the tenant has not charged as firm; below 0 where it was lowered."""
+        return self.nominal(tenant, pool) - self._firm[(tenant, pool)]
+
     def charge(
-        self, tenant: str, pool: str, parts: int, holder: str, units: Mapping[str, int] = _NO_UNITS
+        self,
+        tenant: str,
+        pool: str,
+        parts: int,
+        holder: str,
+        units: Mapping[str, int] = _NO_UNITS,
+        *,
+        firm: bool = False,
     ) -> None:
         """Add to the usage, for `holder` (shown in explanations), with units by class for the caps.
 
-        Never refused: ask `fits` before. A tenant or pool that the rules do not name is remembered as a
-        holder only.
+        What is `firm` is never given back for others. Never refused: ask `fits` before. A tenant or pool that the
+        rules do not name is remembered as a holder only.
         """
-        self._change(1, _Charge(tenant, pool, parts, holder, units))
+        self._change(1, _Charge(tenant, pool, parts, holder, units, firm))
 
     def uncharge(
-        self, tenant: str, pool: str, parts: int, holder: str, units: Mapping[str, int] = _NO_UNITS
+        self,
+        tenant: str,
+        pool: str,
+        parts: int,
+        holder: str,
+        units: Mapping[str, int] = _NO_UNITS,
+        *,
+        firm: bool = False,
     ) -> None:
         """Take back a charge. Raises VmtError (LEDGER) where the holder is not charged as much."""
         if self._holders.get(pool, {}).get((tenant, holder), 0) < parts:
             raise VmtError(
                 Problem(Code.LEDGER, "", f"{holder} of {tenant} gives back more of {pool} than it holds")
             )
-        self._change(-1, _Charge(tenant, pool, parts, holder, units))
+        self._change(-1, _Charge(tenant, pool, parts, holder, units, firm))
 
     def copy(self) -> QuotaTree:
         """Another one with the same rules, on which others may charge."""
         twin = copy.copy(self)
-        twin._usage, twin._units = self._usage.copy(), Counter(self._units)
+        twin._usage, twin._units, twin._firm = self._usage.copy(), Counter(self._units), Counter(self._firm)
         twin._holders = defaultdict(dict, {pool: dict(held) for pool, held in self._holders.items()})
         twin._ranked, twin._journal = {}, None
         return twin
@@ -319,12 +338,14 @@ class QuotaTree:
     def _change(self, sign: int, charge: _Charge) -> None:
         if self._journal is not None:
             self._journal.append((sign, charge))
-        tenant, pool, parts, holder, units = charge
+        tenant, pool, parts, holder, units, firm = charge
         held = self._holders[pool]
         held[(tenant, holder)] = held.get((tenant, holder), 0) + sign * parts
         if not held[(tenant, holder)]:
             del held[(tenant, holder)]
         self._ranked.clear()
+        if firm:
+            self._firm[(tenant, pool)] += sign * parts
         for name, count in units.items():
             self._units[(tenant, name)] += sign * count
         p = self._pool.get(pool)
