@@ -72,16 +72,15 @@ def decide(
             if not isinstance(why, Refusal):
                 admit(why)  # admissions only take room away, but a group may fit better where less is free
                 continue
+            problem, shortage = why.told
             victims = tuple(victim.demand.key for victim in nomination.victims) if nomination else ()
             for demand in together:
                 ahead.update(why.pools)
                 position = max((ahead[pool] for pool in why.pools), default=0)
-                told = _sentence(why.problem)
+                told = _sentence(problem)
                 if len(together) > 1:
                     told = f"the group {demand.group} waits as a whole: {told}"
-                decided[demand.key] = Wait(
-                    demand, why.reason, told, why.problem, position, why.shortage, victims
-                )
+                decided[demand.key] = Wait(demand, why.reason, told, problem, position, shortage, victims)
                 victims = ()  # they are stopped once
     return [decided[demand.key] for together in queue for demand in together]
 

@@ -232,6 +232,8 @@ class Books:
             for demand in demands:
                 answer = self.judge(demand)
                 if isinstance(answer, Refusal):
+                    if len(demands) > 1:
+                        _ = answer.told  # with the others of the group in the books
                     return answer
                 admits.append(answer)
                 if len(demands) > 1:

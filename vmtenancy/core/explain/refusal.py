@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 from vmtenancy.core.explain.shortage import Shortage, counted, gpus, held_by
 from vmtenancy.core.fleet.arrays import Fleet
@@ -35,14 +36,26 @@ class Reason(StrEnum):
     NOMINATED = "Nominated"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Refusal:
-    """Why a demand can not be admitted as things stand. `pools` is empty where waiting would not help."""
+    """Why a demand can not be admitted as things stand. `pools` is empty where waiting would not help.
+
+    Most refusals are only asked whether they are one, and who holds what is missing costs more to say than all else.
+    So `told`, the words and what is missing as data, is made when it is first asked for: before anything changes.
+    """
 
     reason: Reason
-    problem: Problem
+    tell: Callable[[], tuple[Problem, Shortage | None]]
     pools: tuple[str, ...] = ()
-    shortage: Shortage | None = None
+
+    @cached_property
+    def told(self) -> tuple[Problem, Shortage | None]:
+        """The problem in words, and what is missing where that can be said."""
+        return self.tell()
+
+
+def _plain(reason: Reason, problem: Problem, pools: tuple[str, ...] = ()) -> Refusal:
+    return Refusal(reason, lambda: (problem, None), pools)
 
 
 def unknown_class(index: int, name: str, known: Iterable[str]) -> Refusal:
@@ -51,14 +64,14 @@ def unknown_class(index: int, name: str, known: Iterable[str]) -> Refusal:
     problem = Problem(
         Code.UNKNOWN_REFERENCE, f"spec.gpus[{index}].class", f"class {name} does not exist", name, expected
     )
-    return Refusal(Reason.UNKNOWN_CLASS, problem)
+    return _plain(Reason.UNKNOWN_CLASS, problem)
 
 
 def unknown_pool(index: int, offering: Offering) -> Refusal:
     """The class exists, its pool does not."""
     message = f"class {offering.name} is of pool {offering.pool}, which does not exist"
     problem = Problem(Code.UNKNOWN_REFERENCE, f"spec.gpus[{index}].class", message, offering.pool)
-    return Refusal(Reason.UNKNOWN_CLASS, problem)
+    return _plain(Reason.UNKNOWN_CLASS, problem)
 
 
 def not_deliverable(runtime: Runtime, offerings: Iterable[Offering]) -> Refusal:
@@ -76,7 +89,7 @@ def not_deliverable(runtime: Runtime, offerings: Iterable[Offering]) -> Refusal:
         )
     else:
         message = f"classes {names} are delivered by nodes in different modes, and a node has one mode"
-    return Refusal(Reason.NOT_DELIVERABLE, Problem(Code.NOT_DELIVERABLE, "spec.gpus", message))
+    return _plain(Reason.NOT_DELIVERABLE, Problem(Code.NOT_DELIVERABLE, "spec.gpus", message))
 
 
 def no_quota(tree: QuotaTree, tenant: str, pool: str) -> Refusal:
@@ -85,13 +98,13 @@ def no_quota(tree: QuotaTree, tenant: str, pool: str) -> Refusal:
         problem = Problem(Code.NO_QUOTA, "", f"tenant {tenant} has no quota in pool {pool}")
     else:
         problem = Problem(Code.NO_QUOTA, "", f"tenant {tenant} does not exist")
-    return Refusal(Reason.NO_QUOTA, problem)
+    return _plain(Reason.NO_QUOTA, problem)
 
 
 def hold_pending(parent: str, pools: tuple[str, ...]) -> Refusal:
     """A pod came before its virtual cluster was admitted."""
     message = f"{parent} does not hold its guaranteed GPUs yet"
-    return Refusal(Reason.HOLD_PENDING, Problem(Code.HOLD_PENDING, "", message), pools)
+    return _plain(Reason.HOLD_PENDING, Problem(Code.HOLD_PENDING, "", message), pools)
 
 
 def max_reached(
@@ -101,63 +114,77 @@ def max_reached(
     message = (
         f"class {name}: needs {asked}, {max(0, maximum - used)} free of the {maximum} that {parent} may use"
     )
-    return Refusal(Reason.MAX_REACHED, Problem(Code.MAX_REACHED, "", message), pools)
+    return _plain(Reason.MAX_REACHED, Problem(Code.MAX_REACHED, "", message), pools)
 
 
 def class_limit(tenant: str, name: str, *, asked: int, room: int, pools: tuple[str, ...]) -> Refusal:
     """The tenant's cap on a class."""
     message = f"class {name}: needs {asked}, {max(0, room)} left under the limit of tenant {tenant}"
-    return Refusal(Reason.CLASS_LIMIT, Problem(Code.CLASS_LIMIT, "", message), pools)
+    return _plain(Reason.CLASS_LIMIT, Problem(Code.CLASS_LIMIT, "", message), pools)
 
 
 def quota_exceeded(tree: QuotaTree, tenant: str, pool: str, parts: int) -> Refusal:
     """Nominal quota and what may be borrowed now do not suffice."""
-    shortage = tree.shortage(tenant, pool, parts)
-    nominal = tree.nominal(tenant, pool)
-    borrowable = shortage.total - nominal
-    split = f" (nominal {gpus(nominal)} + up to {gpus(borrowable)} borrowed)" if borrowable else ""
-    where = f" in {shortage.binds}" if shortage.binds.startswith("cohort ") else ""
-    free = f"{gpus(shortage.free)} free of {gpus(shortage.total)}"
-    message = f"pool {pool}: needs {counted(parts)}, {free}{split}{where}{held_by(shortage.holders)}"
-    return Refusal(Reason.QUOTA_EXCEEDED, Problem(Code.QUOTA_EXCEEDED, "", message), (pool,), shortage)
+
+    def tell() -> tuple[Problem, Shortage]:
+        shortage = tree.shortage(tenant, pool, parts)
+        nominal = tree.nominal(tenant, pool)
+        borrowable = shortage.total - nominal
+        split = f" (nominal {gpus(nominal)} + up to {gpus(borrowable)} borrowed)" if borrowable else ""
+        where = f" in {shortage.binds}" if shortage.binds.startswith("cohort ") else ""
+        free = f"{gpus(shortage.free)} free of {gpus(shortage.total)}"
+        message = f"pool {pool}: needs {counted(parts)}, {free}{split}{where}{held_by(shortage.holders)}"
+        return Problem(Code.QUOTA_EXCEEDED, "", message), shortage
+
+    return Refusal(Reason.QUOTA_EXCEEDED, tell, (pool,))
 
 
 def own_quota_exceeded(tree: QuotaTree, tenant: str, pool: str, parts: int) -> Refusal:
     """What is never stopped for others has to be the tenant's own."""
-    nominal, free = tree.nominal(tenant, pool), max(0, tree.own_room(tenant, pool))
-    shortage = Shortage(pool, parts, free, nominal, f"tenant {tenant}", ())
-    message = (
-        f"pool {pool}: is not preemptible and needs {counted(parts)} of the nominal quota of tenant {tenant}, "
-        f"{gpus(free)} of {gpus(nominal)} are not taken by guarantees and what is not preemptible"
-    )
-    return Refusal(
-        Reason.OWN_QUOTA_EXCEEDED, Problem(Code.OWN_QUOTA_EXCEEDED, "", message), (pool,), shortage
-    )
+
+    def tell() -> tuple[Problem, Shortage]:
+        nominal, free = tree.nominal(tenant, pool), max(0, tree.own_room(tenant, pool))
+        shortage = Shortage(pool, parts, free, nominal, f"tenant {tenant}", ())
+        message = (
+            f"pool {pool}: is not preemptible and needs {counted(parts)} of the nominal quota of tenant {tenant}, "
+            f"{gpus(free)} of {gpus(nominal)} are not taken by guarantees and what is not preemptible"
+        )
+        return Problem(Code.OWN_QUOTA_EXCEEDED, "", message), shortage
+
+    return Refusal(Reason.OWN_QUOTA_EXCEEDED, tell, (pool,))
 
 
 def no_node(tree: QuotaTree, pool: str, parts: int, answer: NoPlacement) -> Refusal:
     """Quota would suffice, but no node has room."""
-    holders = tree.holders(pool) if Obstacle.BUSY in answer.obstacles else ()
-    shortage = Shortage(pool, parts, answer.most_free, answer.largest, "nodes", holders)
-    rules = ", ".join(f"{count} {obstacle}" for obstacle, count in answer.obstacles.items())
-    total = sum(answer.obstacles.values())
-    nodes = f"of {total} node{'' if total == 1 else 's'}: {rules}" if total else "the pool has no nodes"
-    message = (
-        f"pool {pool}: needs {counted(parts)} on one node, at most {gpus(answer.most_free)} free of "
-        f"{gpus(answer.largest)}; {nodes}{held_by(holders)}"
-    )
-    return Refusal(Reason.NO_CAPACITY, Problem(Code.NO_CAPACITY, "", message), (pool,), shortage)
+
+    def tell() -> tuple[Problem, Shortage]:
+        holders = tree.holders(pool) if Obstacle.BUSY in answer.obstacles else ()
+        shortage = Shortage(pool, parts, answer.most_free, answer.largest, "nodes", holders)
+        rules = ", ".join(f"{count} {obstacle}" for obstacle, count in answer.obstacles.items())
+        total = sum(answer.obstacles.values())
+        nodes = f"of {total} node{'' if total == 1 else 's'}: {rules}" if total else "the pool has no nodes"
+        message = (
+            f"pool {pool}: needs {counted(parts)} on one node, at most {gpus(answer.most_free)} free of "
+            f"{gpus(answer.largest)}; {nodes}{held_by(holders)}"
+        )
+        return Problem(Code.NO_CAPACITY, "", message), shortage
+
+    return Refusal(Reason.NO_CAPACITY, tell, (pool,))
 
 
 def no_supply(fleet: Fleet, tree: QuotaTree, pool: str, parts: int, kept: int) -> Refusal:
     """What is free in container mode is guaranteed to virtual clusters, or does not exist."""
-    free, total = fleet.supply(pool, Runtime.POD)
-    shortage = Shortage(pool, parts, max(0, free - kept), total, "nodes", tree.holders(pool))
-    message = (
-        f"pool {pool}: needs {counted(parts)}, {gpus(shortage.free)} free of {gpus(total)} in container mode "
-        f"({gpus(kept)} kept for guarantees of virtual clusters){held_by(shortage.holders)}"
-    )
-    return Refusal(Reason.NO_CAPACITY, Problem(Code.NO_CAPACITY, "", message), (pool,), shortage)
+
+    def tell() -> tuple[Problem, Shortage]:
+        free, total = fleet.supply(pool, Runtime.POD)
+        shortage = Shortage(pool, parts, max(0, free - kept), total, "nodes", tree.holders(pool))
+        message = (
+            f"pool {pool}: needs {counted(parts)}, {gpus(shortage.free)} free of {gpus(total)} in container mode "
+            f"({gpus(kept)} kept for guarantees of virtual clusters){held_by(shortage.holders)}"
+        )
+        return Problem(Code.NO_CAPACITY, "", message), shortage
+
+    return Refusal(Reason.NO_CAPACITY, tell, (pool,))
 
 
 def nominated(pools: Iterable[str], victims: Iterable[str]) -> Refusal:
@@ -166,4 +193,4 @@ def nominated(pools: Iterable[str], victims: Iterable[str]) -> Refusal:
     message = f"has a place once {stopped or 'others'} {'ends' if stopped and ',' not in stopped else 'end'}"
     if stopped:
         message += ", stopped for it"
-    return Refusal(Reason.NOMINATED, Problem(Code.NOMINATED, "", message), tuple(pools))
+    return _plain(Reason.NOMINATED, Problem(Code.NOMINATED, "", message), tuple(pools))

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from vmtenancy.api.gpuclass import PARTS_PER_GPU
 from vmtenancy.core.explain.shortage import Shortage
+from vmtenancy.core.quota.holders import Holders
 from vmtenancy.core.quota.parents import chain_of, sound_parents
 from vmtenancy.core.quota.policy import NOBODY, PreemptionPolicy
 from vmtenancy.core.quota.rules import CohortQuota, PoolQuota, TenantQuota
@@ -126,8 +127,11 @@ class QuotaTree:
         self._weights = [owner.weight for owner in owners]
         self._units: Counter[tuple[str, str]] = Counter()
         self._firm: Counter[tuple[str, str]] = Counter()
-        self._holders: dict[str, dict[tuple[str, str], int]] = defaultdict(dict)
-        self._ranked: dict[tuple[str, int | None], tuple[tuple[str, int], ...]] = {}
+        self._holders = Holders()
+        self._below: dict[int, list[str]] = defaultdict(list)
+        for tenant in tenants:
+            for node in self._paths[self._tenant[tenant.name]]:
+                self._below[node].append(tenant.name)
         self._journal: list[tuple[int, _Charge]] | None = None
 
     @classmethod
@@ -280,7 +284,7 @@ class QuotaTree:
         firm: bool = False,
     ) -> None:
         """Take back a charge. Raises VmtError (LEDGER) where the holder is not charged as much."""
-        if self._holders.get(pool, {}).get((tenant, holder), 0) < parts:
+        if self._holders.of(pool, tenant, holder) < parts:
             raise VmtError(
                 Problem(Code.LEDGER, "", f"{holder} of {tenant} gives back more of {pool} than it holds")
             )
@@ -290,8 +294,7 @@ class QuotaTree:
         """Another one with the same rules, on which others may charge."""
         twin = copy.copy(self)
         twin._usage, twin._units, twin._firm = self._usage.copy(), Counter(self._units), Counter(self._firm)
-        twin._holders = defaultdict(dict, {pool: dict(held) for pool, held in self._holders.items()})
-        twin._ranked, twin._journal = {}, None
+        twin._holders, twin._journal = self._holders.copy(), None
         return twin
 
     @contextmanager
@@ -312,11 +315,12 @@ class QuotaTree:
         """Why `parts` more do not fit: the node of the tree that binds, and who holds what it shares."""
         free, binding = self._walk(tenant, pool)
         total, _ = self._walk(tenant, pool, used=False)
-        return Shortage(pool, parts, max(0, free), total, self._labels[binding], self._rank(pool, binding))
+        holders = self._holders.ranked(pool, binding, self._below[binding])
+        return Shortage(pool, parts, max(0, free), total, self._labels[binding], holders)
 
     def holders(self, pool: str) -> tuple[tuple[str, int], ...]:
         """Who holds how many parts of the pool, over all tenants, the largest first."""
-        return self._rank(pool, None)
+        return self._holders.ranked(pool)
 
     def _walk(self, tenant: str, pool: str, *, used: bool = True) -> tuple[int, int]:
         """What the tenant has available (below 0 in debt; `used` False: if nobody held anything), and which
@@ -339,11 +343,7 @@ class QuotaTree:
         if self._journal is not None:
             self._journal.append((sign, charge))
         tenant, pool, parts, holder, units, firm = charge
-        held = self._holders[pool]
-        held[(tenant, holder)] = held.get((tenant, holder), 0) + sign * parts
-        if not held[(tenant, holder)]:
-            del held[(tenant, holder)]
-        self._ranked.clear()
+        self._holders.add(pool, tenant, holder, sign * parts)
         if firm:
             self._firm[(tenant, pool)] += sign * parts
         for name, count in units.items():
@@ -363,18 +363,6 @@ class QuotaTree:
         """By how much the usage of the node above changes when this one's does by `parts`."""
         used, guaranteed = int(self._usage[node, p]), int(self._guaranteed[node, p])
         return max(0, used + parts - guaranteed) - max(0, used - guaranteed)
-
-    def _rank(self, pool: str, below: int | None) -> tuple[tuple[str, int], ...]:
-        """Holders under one node of the tree (None: all), the largest first; kept until the next change."""
-        ranked = self._ranked.get((pool, below))
-        if ranked is None:
-            held = Counter[str]()
-            for (tenant, holder), parts in self._holders.get(pool, {}).items():
-                if below is None or (tenant in self._tenant and below in self._paths[self._tenant[tenant]]):
-                    held[holder] += parts
-            ranked = tuple(sorted(held.items(), key=lambda item: (-item[1], item[0])))
-            self._ranked[(pool, below)] = ranked
-        return ranked
 
 
 def _refuse_twice(path: str, names: Iterable[str]) -> None:
