@@ -23,10 +23,10 @@ class _Hold:
     def __init__(self, demand: Demand, parts: Mapping[str, int]) -> None:
         self.key = demand.key
         self.tenant = demand.tenant
-        self.guaranteed = Counter(dict(demand.requests))
+        self.guaranteed = dict(demand.requests)
         self.maximum = dict(demand.maximum)
         self.used: Counter[str] = Counter()
-        self.parts = Counter(parts)
+        self.parts = dict(parts)
         self.drawn: Counter[str] = Counter()
 
     def copy(self) -> _Hold:
@@ -37,7 +37,7 @@ class _Hold:
 
     def undrawn(self, pool: str) -> int:
         """Parts that are guaranteed and in no pod's use."""
-        return max(0, self.parts[pool] - self.drawn[pool])
+        return max(0, self.parts.get(pool, 0) - self.drawn[pool])
 
 
 class Books:
@@ -291,8 +291,8 @@ def _net(
     def more(guaranteed: int, used: int, count: int) -> int:
         return max(guaranteed, used + count) - max(guaranteed, used)
 
-    parts = {pool: more(hold.parts[pool], hold.drawn[pool], count) for pool, count in gross.items()}
-    return parts, {name: more(hold.guaranteed[name], hold.used[name], count) for name, count in requests}
+    parts = {pool: more(hold.parts.get(pool, 0), hold.drawn[pool], count) for pool, count in gross.items()}
+    return parts, {name: more(hold.guaranteed.get(name, 0), hold.used[name], count) for name, count in requests}
 
 
 def _nonzero(parts: Mapping[str, int]) -> dict[str, int]:
