@@ -80,7 +80,8 @@ ELEVENTH = [{"name": "c", "pool": "h100", "share": "1/11"}]
 TWICE = [{"name": "w", "queue": "a", "gpus": {"h100": 1}}]
 BAD: list[tuple[Any, Code, str, str]] = [
     (changed("color", 1), Code.UNKNOWN_FIELD, "color", "running"),
-    (changed("queues.0.weight", 1), Code.UNKNOWN_FIELD, "queues[0].weight", "preemption"),
+    (changed("queues.0.weights", 1), Code.UNKNOWN_FIELD, "queues[0].weights", "preemption"),
+    (changed("queues.0.weight", 0), Code.INVALID_FIELD, "queues[0].weight", "1"),
     (changed("incoming.0.gpu", {}), Code.UNKNOWN_FIELD, "incoming[0].gpu", "gpus"),
     (changed("expected.victim", []), Code.UNKNOWN_FIELD, "expected.victim", "victims"),
     (changed("queues.0.quota.0.nominal", -1), Code.INVALID_FIELD, "queues[0].quota[0].nominal", "0"),
@@ -129,6 +130,9 @@ def test_all_problems_of_a_file_are_told_with_the_case_they_are_in() -> None:
     [
         ("queues.0.preemption", {"withinClusterQueue": "LowerOrNewerEqualPriority"}, "withinClusterQueue"),
         ("queues.0.preemption", {"borrowWithinCohort": {"policy": "LowerPriority"}}, "borrowWithinCohort.policy"),
+        ("queues.0.weight", 2, "queues[0].weight"),
+        ("cohorts", [{"name": "t", "weight": 2}], "cohorts[0].weight"),
+        ("fairSharing", True, "fairSharing"),
         ("running.0.gpus", {"h200": 1}, "running[0].gpus"),
         ("nodes", [{"name": "n", "pool": "h100", "gpus": 0}], "running[0].gpus"),
     ],
