@@ -173,6 +173,77 @@ HAND_MADE: dict[str, tuple[QuotaCase, set[str]]] = {
 }
 
 
+def fair(
+    queues: dict[str, tuple[str, int]], running: list[dict[str, Any]], incoming: dict[str, Any]
+) -> QuotaCase:
+    """With fair sharing: queues by name, of a cohort with a nominal quota; the cohort `right` is below `root`."""
+    (case,) = parse(
+        {
+            "name": "hand-made",
+            "shows": "What the text of the test says.",
+            "fairSharing": True,
+            "cohorts": [
+                {"name": "root", "quota": [{"pool": "h100", "nominal": 2}]},
+                {"name": "right", "parent": "root"},
+            ],
+            "queues": [
+                {
+                    "name": name,
+                    "cohort": cohort,
+                    "quota": [{"pool": "h100", "nominal": nominal}],
+                    "preemption": {"reclaimWithinCohort": "LowerPriority"},
+                }
+                for name, (cohort, nominal) in queues.items()
+            ],
+            "running": running,
+            "incoming": [incoming],
+            "expected": {},
+        }
+    )
+    return case
+
+
+HAND_MADE |= {
+    "fair-who-borrows-no-more-is-spared-though-its-cohort-does": (
+        fair(
+            {"a": ("root", 2), "b": ("right", 1), "x": ("right", 0)},
+            [workload("w1", "b", 1), workload("w2", "b", 1), workload("high", "x", 3, priority=9)],
+            workload("new", "a", 2, priority=5),
+        ),
+        set(),
+    ),
+    "fair-of-equal-shares-the-lowest-priority": (
+        fair(
+            {"a": ("root", 2), "b": ("root", 0), "c": ("root", 0)},
+            [
+                workload("b0", "b", 1, priority=0),
+                workload("b5", "b", 1, priority=5),
+                workload("c1", "c", 1, priority=1),
+                workload("c2", "c", 1, priority=2),
+            ],
+            workload("new", "a", 1, priority=9),
+        ),
+        {"b0"},
+    ),
+    "fair-shares-are-evened-out": (
+        fair(
+            {"a": ("root", 0), "b": ("root", 0)},
+            [workload("b1", "b", 1, age=2), workload("b2", "b", 1, age=1)],
+            workload("new", "a", 1, priority=1),
+        ),
+        {"b2"},
+    ),
+    "fair-shares-are-not-turned-over": (
+        fair(
+            {"a": ("root", 0), "b": ("root", 0)},
+            [workload("b1", "b", 1, age=2), workload("a1", "a", 1)],
+            workload("new", "a", 1, priority=1),
+        ),
+        set(),
+    ),
+}
+
+
 @pytest.mark.parametrize("name", HAND_MADE)
 def test_hand_made(name: str) -> None:
     case, expected = HAND_MADE[name]
