@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import pytest
@@ -13,15 +14,20 @@ from vmtenancy.core.admission import decide
 from vmtenancy.core.explain.refusal import Reason
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import Mode, Runtime
-from vmtenancy.core.quota.policy import PreemptionPolicy, Preempts
+from vmtenancy.core.quota.policy import BorrowWithinCohort, PreemptionPolicy, Preempts
 from vmtenancy.core.quota.tree import CohortQuota, PoolQuota, QuotaTree, TenantQuota
 from vmtenancy.core.requests import Admit, Decision, Demand, Wait
 
 NEVER, LOWER, ANY = Preempts.NEVER, Preempts.LOWER_PRIORITY, Preempts.ANY
 
 
-def tree(within: Preempts = NEVER, reclaim: Preempts = NEVER, **nominal: int) -> QuotaTree:
-    policy = PreemptionPolicy(within, reclaim)
+def tree(
+    within: Preempts = NEVER,
+    reclaim: Preempts = NEVER,
+    borrow: BorrowWithinCohort | None = None,
+    **nominal: int,
+) -> QuotaTree:
+    policy = PreemptionPolicy(within, reclaim, borrow)
     tenants = [TenantQuota(n, "team", (PoolQuota("h100", gpus),), policy) for n, gpus in nominal.items()]
     return QuotaTree.build(tenants, [CohortQuota("team")])
 
@@ -90,6 +96,36 @@ def test_what_a_tenant_lends_it_takes_back_and_only_within_its_own() -> None:
     assert only(decide(fleet(*ONE), lower, live, [ask("a2", "a", 2, priority=10)])).victims == ("b2",)
 
 
+def test_to_borrow_what_others_borrowed_takes_a_lower_priority_below_the_threshold() -> None:
+    live = running(fleet(*ONE), tree(a=4, b=2, c=2), ask("b1", "b", 4, priority=3), ask("a1", "a", 4))
+
+    def victims(rules: QuotaTree, priority: int, count: int = 1) -> tuple[str, ...]:
+        return only(decide(fleet(*ONE), rules, live, [ask("a2", "a", count, priority=priority)])).victims
+
+    assert victims(tree(reclaim=ANY, a=4, b=2, c=2), 9) == (), "a would borrow itself"
+    assert victims(tree(reclaim=ANY, borrow=BorrowWithinCohort(), a=4, b=2, c=2), 4) == ("b1",)
+    assert victims(tree(reclaim=ANY, borrow=BorrowWithinCohort(), a=4, b=2, c=2), 3) == ()
+    assert victims(tree(reclaim=ANY, borrow=BorrowWithinCohort(3), a=4, b=2, c=2), 9) == ("b1",)
+    assert victims(tree(reclaim=ANY, borrow=BorrowWithinCohort(2), a=4, b=2, c=2), 9) == ()
+    assert victims(tree(reclaim=LOWER, borrow=BorrowWithinCohort(), a=4, b=2, c=2), 9) == ("b1",)
+    assert victims(tree(reclaim=ANY, borrow=BorrowWithinCohort(), a=4, b=4, c=0), 9) == (), (
+        "b has not borrowed"
+    )
+    own = tree(reclaim=ANY, borrow=BorrowWithinCohort(2), a=5, b=2, c=1)
+    assert victims(own, 0) == ("b1",), "the threshold is not for what a takes back"
+
+
+def test_what_is_taken_back_and_what_is_borrowed_are_not_mixed() -> None:
+    rules = tree(reclaim=ANY, borrow=BorrowWithinCohort(), a=2, b=0, c=6)
+    on = fleet(*ONE)
+    live = running(on, rules, ask("high", "b", 4, priority=9), ask("low", "b", 4, priority=1))
+    assert only(decide(on, rules, live, [ask("a2", "a", 2)])).victims == ("low",), "its own"
+    assert only(decide(on, rules, live, [ask("a4", "a", 4, priority=5)])).victims == ("low",), "borrows 2"
+    assert only(decide(on, rules, live, [ask("a5", "a", 5, priority=5)])).victims == (), (
+        "may not take high for it"
+    )
+
+
 def test_victims_free_the_devices_of_one_node_as_well() -> None:
     nodes = (node("n1", Mode.PASSTHROUGH, 4), node("n2", Mode.PASSTHROUGH, 4))
     rules = tree(within=LOWER, a=8)
@@ -115,6 +151,75 @@ def test_a_guarantee_and_what_draws_on_it_is_never_taken() -> None:
     others = tree(within=LOWER, reclaim=ANY, a=4, b=2)
     assert len(only(decide(fleet(*nodes), others, live, [ask("a2", "a", 2, Runtime.POD)])).victims) == 2
     assert only(decide(fleet(*nodes), others, live, [ask("a3", "a", 3, Runtime.POD)])).victims == ()
+
+
+def test_what_is_not_preemptible_is_never_stopped_and_stays_within_what_is_its_tenants_own() -> None:
+    rules = tree(within=LOWER, reclaim=ANY, a=4, b=4)
+    on = fleet(*ONE)
+    live = running(on, rules, ask("soft", "a", 3, priority=-1), ask("firm", "a", 3, preemptible=False))
+    wait = only(decide(on, rules, live, [ask("more", "a", 2, preemptible=False)]))
+    assert (wait.reason, wait.victims) == (Reason.OWN_QUOTA_EXCEEDED, ())
+    assert wait.message == (
+        "pool h100: is not preemptible and needs 2 GPUs of the nominal quota of tenant a, 1 of 4 are not taken by "
+        "guarantees and what is not preemptible"
+    )
+    assert wait.shortage is not None
+    assert (wait.shortage.free, wait.shortage.total, wait.shortage.binds) == (GPU, 4 * GPU, "tenant a")
+    (one,) = decide(on, rules, live, [ask("one", "a", preemptible=False)])
+    assert isinstance(one, Admit), "what may be stopped borrows beside it"
+    assert only(decide(on, rules, live, [ask("b4", "b", 4)])).victims == ("soft",)
+    urgent = [ask("own", "a", 3, priority=9), ask("own2", "a", 3, priority=8)]
+    first, second = decide(on, rules, live, urgent)
+    assert isinstance(first, Wait)
+    assert isinstance(second, Wait)
+    assert (first.victims, second.victims) == (("soft",), ()), "nothing else of a may be stopped"
+
+
+def test_a_guarantee_takes_of_what_is_for_the_not_preemptible() -> None:
+    on, rules = fleet(node("c", Mode.CONTAINER), node("t", Mode.PASSTHROUGH)), tree(a=4, b=4)
+    lab = Demand("lab", "a", Runtime.HOLD, (("whole", 3),), maximum=(("whole", 5),))
+    pods = [ask(f"p{i}", "a", 1, Runtime.POD, parent="lab") for i in range(4)]
+    live = running(on, rules, lab, *pods)
+    (one,) = decide(on, rules, live, [ask("one", "a", preemptible=False)])
+    assert isinstance(one, Admit), "what a pod has beyond the guarantee may be stopped"
+    assert only(decide(on, rules, live, [ask("two", "a", 2, preemptible=False)])).reason is (
+        Reason.OWN_QUOTA_EXCEEDED
+    )
+
+
+@settings(max_examples=60)
+@given(
+    drawn=st.lists(
+        st.tuples(st.sampled_from("abc"), st.integers(1, 3), st.integers(0, 2), st.booleans()), max_size=14
+    ),
+    nominal=st.tuples(*(st.integers(0, 4) for _ in range(3))),
+    asked=st.tuples(st.sampled_from("abc"), st.integers(1, 4), st.booleans()),
+)
+def test_what_is_a_tenants_own_it_gets(
+    drawn: list[tuple[str, int, int, bool]], nominal: tuple[int, ...], asked: tuple[str, int, bool]
+) -> None:
+    """Whoever stays within nominal is admitted or nominated, whatever others hold, if there is room on the nodes."""
+    rules = tree(LOWER, ANY, BorrowWithinCohort(), **dict(zip("abc", nominal, strict=True)))
+    on = fleet(*(node(f"n{i}", Mode.PASSTHROUGH) for i in range(4)))
+    demands = [
+        ask(f"w{i}", tenant, count, priority=priority, created=float(i), preemptible=preemptible)
+        for i, (tenant, count, priority, preemptible) in enumerate(drawn)
+    ]
+    live = admitted(decide(on, rules, [], demands))
+    held, firm = Counter[str](), Counter[str]()
+    for admit in live:
+        ((_, count),) = admit.demand.requests
+        held[admit.demand.tenant] += count
+        firm[admit.demand.tenant] += 0 if admit.demand.preemptible else count
+    own = dict(zip("abc", nominal, strict=True))
+    assert all(firm[name] <= own[name] for name in own)
+    assert held.total() <= sum(nominal)
+    tenant, count, preemptible = asked
+    if held[tenant] + count <= own[tenant]:
+        (decision,) = decide(on, rules, live, [ask("new", tenant, count, preemptible=preemptible)])
+        assert isinstance(decision, Admit) or decision.reason is Reason.NOMINATED
+        stopped = decision.victims if isinstance(decision, Wait) else ()
+        assert all(admit.demand.preemptible for admit in live if admit.demand.key in stopped)
 
 
 def test_what_is_kept_for_a_nominated_request_nobody_behind_it_gets() -> None:
@@ -149,7 +254,12 @@ def test_a_guarantee_to_come_takes_back_too() -> None:
 
 
 TENANTS = ("a", "b", "c")
-POLICIES = st.builds(PreemptionPolicy, st.sampled_from([NEVER, LOWER]), st.sampled_from([NEVER, LOWER, ANY]))
+POLICIES = st.builds(
+    PreemptionPolicy,
+    st.sampled_from([NEVER, LOWER]),
+    st.sampled_from([NEVER, LOWER, ANY]),
+    st.sampled_from([None, BorrowWithinCohort(), BorrowWithinCohort(0)]),
+)
 
 
 @st.composite
@@ -160,6 +270,7 @@ def rules_of(draw: st.DrawFn) -> QuotaTree:
             draw(st.sampled_from(["team", "sub", None])),
             (PoolQuota("h100", draw(st.integers(0, 5)), draw(st.sampled_from([None, None, 1]))),),
             draw(POLICIES),
+            draw(st.integers(1, 3)),
         )
         for name in TENANTS
     ]
@@ -186,6 +297,14 @@ def _demands(drawn: list[tuple[str, int, int, Runtime]], first: int) -> list[Dem
         ask(f"w{first + i}", tenant, count, runtime, priority=priority, created=float(first + i))
         for i, (tenant, count, priority, runtime) in enumerate(drawn)
     ]
+
+
+def borrows(rules: QuotaTree, live: Iterable[Admit], wait: Wait) -> bool:
+    """Whether its tenant holds more than its nominal quota once its victims have made room for it."""
+    tenant = wait.demand.tenant
+    staying = [a.demand for a in live if a.demand.tenant == tenant and a.demand.key not in wait.victims]
+    held = sum(count for demand in (*staying, wait.demand) for _, count in demand.requests)
+    return held * GPU > rules.nominal(tenant, "h100")
 
 
 @settings(max_examples=120)
@@ -218,6 +337,9 @@ def test_all_who_are_stopped_are_allowed_to_be_are_needed_and_it_comes_to_rest(
                     assert victim.priority < wait.demand.priority
                 else:
                     assert policy.reclaim_within_cohort.allows(wait.demand.priority, victim.priority)
+                    if borrows(rules, live.values(), wait):
+                        assert policy.borrow_within_cohort is not None
+                        assert policy.borrow_within_cohort.allows(wait.demand.priority, victim.priority)
         for admit in admitted(decisions):
             live[admit.demand.key] = admit
         if not stopped and not admitted(decisions):

@@ -129,9 +129,6 @@ def test_all_problems_of_a_file_are_told_with_the_case_they_are_in() -> None:
     ("path", "value", "where"),
     [
         ("queues.0.preemption", {"withinClusterQueue": "LowerOrNewerEqualPriority"}, "withinClusterQueue"),
-        ("queues.0.preemption", {"borrowWithinCohort": {"policy": "LowerPriority"}}, "borrowWithinCohort.policy"),
-        ("queues.0.weight", 2, "queues[0].weight"),
-        ("cohorts", [{"name": "t", "weight": 2}], "cohorts[0].weight"),
         ("fairSharing", True, "fairSharing"),
         ("running.0.gpus", {"h200": 1}, "running[0].gpus"),
         ("nodes", [{"name": "n", "pool": "h100", "gpus": 0}], "running[0].gpus"),

@@ -25,12 +25,24 @@ class PoolQuota(ApiModel):
     )
 
 
+class FairShare(ApiModel):
+    """Whose turn it is, among requests of one priority, when several want to borrow."""
+
+    weight: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=1,
+        description="It may borrow this many times what one of weight 1 has borrowed, before it comes after that one.",
+    )
+
+
 class CohortSpec(ApiModel):
     """Place in the tree, and quota of the cohort itself beside that of its members."""
 
     parent: ObjectName | None = Field(default=None, description="The cohort above; unset: a root.")
     quota: Annotated[tuple[PoolQuota, ...], Items(most=64, keys=("pool",))] = Field(
         default=(), description="Quota that any member may borrow, per pool."
+    )
+    fair_share: FairShare = Field(
+        default=FairShare(), description="Its place among the other members of the cohort above."
     )
 
 

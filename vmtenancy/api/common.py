@@ -239,6 +239,8 @@ DeviceId = Annotated[str, Text(r"^[0-9A-Za-z][0-9A-Za-z:./_#-]*$", 64, "a device
 Uid = Annotated[str, Text(r"^[0-9A-Za-z-]+$", 64, "a uid")]
 #: GPUs as people read them, at most two decimals.
 GpuAmount = Annotated[str, Text(r"^[0-9]+(\.[0-9]{1,2})?$", 16, "an amount of GPUs, for example 2.25")]
+#: A part of a whole, or how many times it; exact enough to compare by eye.
+Share = Annotated[str, Text(r"^[0-9]+(\.[0-9]{1,4})?$", 24, "a share, for example 0.25")]
 FreeText = Annotated[str, Field(max_length=1024)]
 Reason = Annotated[str, Text(r"^[A-Z][A-Za-z0-9]*$", 64, "a reason in CamelCase")]
 Timestamp = Annotated[

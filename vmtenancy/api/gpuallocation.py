@@ -73,6 +73,9 @@ class GpuAllocationSpec(ApiModel):
     memory: Quantity | None = Field(
         default=None, description="Memory that it takes of the node, as it was asked for then."
     )
+    preemptible: bool = Field(
+        default=True, description="Whether it may be taken back to make room, as its owner said then."
+    )
     rules: ClassVar = (
         Rule(
             cel="self == oldSelf",

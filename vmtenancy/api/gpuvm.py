@@ -211,11 +211,23 @@ class GpuVMSpec(ApiModel):
     priority: Priority = Field(
         default=0, description="Higher goes first, among the waiting requests of all tenants."
     )
+    preemptible: bool = Field(
+        default=True,
+        description="False: it is never stopped to make room for others, and has to fit into what is its tenant's own. "
+        "As it was when its GPUs were granted.",
+    )
     vm: Annotated[dict[str, Any], Overlay(OWNED_VM_PATHS)] = Field(
         default_factory=dict,
         description="Overlay over the spec of the KubeVirt VirtualMachine, except for what vmtenancy sets.",
     )
     rules: ClassVar = (
+        Rule(
+            cel="!has(self.preemptible) || self.preemptible || !has(self.group)",
+            holds=lambda self: self.preemptible or self.group is None,
+            expected="true in a group: a group is stopped as a whole",
+            field="preemptible",
+            found="'false'",
+        ),
         Rule(
             cel="!has(self.networks) || self.networks.filter(n, !has(n.multus)).size() <= 1",
             holds=lambda self: sum(network.multus is None for network in self.networks) <= 1,

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from vmtenancy.api.cohort import Gpus, PoolQuota
+from vmtenancy.api.cohort import FairShare, Gpus, PoolQuota
 from vmtenancy.api.common import (
     AGE,
     ApiModel,
@@ -17,9 +17,11 @@ from vmtenancy.api.common import (
     ObjectName,
     PrinterColumn,
     Rule,
+    Share,
     Status,
     digits_of,
 )
+from vmtenancy.api.gpuvm import Priority
 
 
 class ClassLimit(ApiModel):
@@ -46,6 +48,25 @@ class TenantQuota(PoolQuota):
     )
 
 
+class BorrowWithinCohort(ApiModel):
+    """Whether a request that would borrow may stop what others have borrowed."""
+
+    policy: Literal["Never", "LowerPriority"] = Field(
+        default="Never", description="Which workloads, of those that `reclaimWithinCohort` allows."
+    )
+    max_priority_threshold: Priority | None = Field(
+        default=None, description="Only workloads of at most this priority; unset: of any that is lower."
+    )
+    rules: ClassVar = (
+        Rule(
+            cel="!has(self.maxPriorityThreshold) || self.policy != 'Never'",
+            holds=lambda self: self.max_priority_threshold is None or self.policy != "Never",
+            expected="none with the policy Never",
+            field="maxPriorityThreshold",
+        ),
+    )
+
+
 class Preemption(ApiModel):
     """Which workloads are stopped, gracefully, to make room for a request of the tenant that does not fit.
 
@@ -58,6 +79,22 @@ class Preemption(ApiModel):
     reclaim_within_cohort: Literal["Never", "LowerPriority", "Any"] = Field(
         default="Never",
         description="Workloads of tenants that have borrowed, as long as this one stays within its nominal quota.",
+    )
+    borrow_within_cohort: BorrowWithinCohort = Field(
+        default=BorrowWithinCohort(),
+        description="Workloads of tenants that have borrowed, even if this one borrows itself then.",
+    )
+    rules: ClassVar = (
+        Rule(
+            cel="!has(self.borrowWithinCohort) || self.borrowWithinCohort.policy == 'Never' "
+            "|| self.reclaimWithinCohort != 'Never'",
+            holds=lambda self: (
+                self.borrow_within_cohort.policy == "Never" or self.reclaim_within_cohort != "Never"
+            ),
+            expected="Never where reclaimWithinCohort is Never: who takes nothing back takes nothing to borrow it",
+            field="borrowWithinCohort.policy",
+            found="self.borrowWithinCohort.policy",
+        ),
     )
 
 
@@ -75,6 +112,9 @@ class TenantSpec(ApiModel):
     )
     preemption: Preemption = Field(
         default=Preemption(), description="What may be stopped to make room for its requests."
+    )
+    fair_share: FairShare = Field(
+        default=FairShare(), description="Its place among the other members of its cohort."
     )
 
 
@@ -95,6 +135,11 @@ class TenantStatus(Status):
 
     usage: Annotated[tuple[PoolUsage, ...], Items(most=64, keys=("pool",))] = Field(
         default=(), description="What it holds, per pool."
+    )
+    fair_share: Share | None = Field(
+        default=None,
+        description="Its dominant share, by its weight: what it has borrowed of all that its cohort could give it, in "
+        "the pool where that is the most. Whoever has less goes first.",
     )
 
 

@@ -54,7 +54,11 @@ class Engine:
             read_again=partial(read_again, client, self.cache),
         )
         self.cache.on_rewind.append(self.allocator.rewound)
-        metrics.observe(is_leader=leads, chains_waiting=lambda: executor.waiting)
+        metrics.observe(
+            is_leader=leads,
+            chains_waiting=lambda: executor.waiting,
+            fair_shares=self._fair_shares,
+        )
         self._reflectors = Reflectors(client, self.cache, metrics.watch_restart)
         self._parts: list[asyncio.Task[None]] = []
 
@@ -73,6 +77,12 @@ class Engine:
             part.cancel()
         await asyncio.gather(*self._parts, return_exceptions=True)
         await self._reflectors.__aexit__()
+
+    def _fair_shares(self) -> dict[str, float]:
+        """As the statuses of the tenants say; asked from Prometheus' thread, so of a copy."""
+        tenants = list(self.cache.world.objects["Tenant"].values())
+        shares = {obj["metadata"]["name"]: obj.get("status", {}).get("fairShare") for obj in tenants}
+        return {name: float(share) for name, share in shares.items() if share is not None}
 
     def _changed(self) -> None:
         self.allocator.poke()

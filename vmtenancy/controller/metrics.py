@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+
+class _FairShares(Collector):
+    """Made anew at each reading, so that a tenant that is gone is gone here."""
+
+    def __init__(self, read: Callable[[], Mapping[str, float]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily(
+            "vmtenancy_tenant_fair_share",
+            "What a tenant has borrowed of all that its cohort could give it, by its weight, in its dominant pool",
+            labels=["tenant"],
+        )
+        for tenant, share in self._read().items():
+            family.add_metric([tenant], share)
+        yield family
 
 
 class Metrics:
@@ -64,8 +83,15 @@ class Metrics:
         """Count one restart of a watch."""
         self._watch_restarts.labels(kind, reason).inc()
 
-    def observe(self, *, is_leader: Callable[[], bool], chains_waiting: Callable[[], int]) -> None:
-        """Have these read whenever Prometheus asks."""
+    def observe(
+        self,
+        *,
+        is_leader: Callable[[], bool],
+        chains_waiting: Callable[[], int],
+        fair_shares: Callable[[], Mapping[str, float]],
+    ) -> None:
+        """Have these read whenever Prometheus asks; `fair_shares` by tenant."""
+        self.registry.register(_FairShares(fair_shares))
         self._is_leader.set_function(lambda: float(is_leader()))
         self._chains_waiting.set_function(chains_waiting)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 
 from vmtenancy.core.books import Books
@@ -12,9 +12,8 @@ from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.preemption import Nomination, Preemption
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Decision, Demand, Wait
-from vmtenancy.errors import Code, Problem, VmtError
-
-_Rank = tuple[bool, int, float, str]
+from vmtenancy.core.turns import turns
+from vmtenancy.errors import Problem
 
 
 def decide(
@@ -25,7 +24,7 @@ def decide(
     ending: frozenset[str] = frozenset(),
     promised: frozenset[str] = frozenset(),
 ) -> list[Decision]:
-    """Decide every demand; the result is in queue order: `promised` ones, priority (higher first), age, key.
+    """Decide every demand; the result is in queue order: `promised` ones, priority (higher first), fair share, age.
 
     `holds` are the grants that live already, in the form in which this function returned them (of their
     demands only key, tenant, runtime, requests, parent and maximum are read, and for preemption priority and
@@ -42,7 +41,6 @@ def decide(
 
     Raises VmtError for a key that is demanded twice, and (LEDGER) for holds that contradict each other (I1).
     """
-    queue = _in_order(demands, promised)
     with fleet.what_if(), tree.what_if():
         live = tuple(holds)
         books = Books(fleet, tree, live)
@@ -56,7 +54,9 @@ def decide(
                 decided[each.demand.key] = each
             preemption.admitted(admits)
 
-        for together in queue:
+        queue = []
+        for together in turns(demands, promised, books):
+            queue.append(together)
             verdict = books.judge_all(together)
             if not isinstance(verdict, Refusal):
                 admit(verdict)
@@ -93,32 +93,3 @@ def _place_to_come(nomination: Nomination, pools: Iterable[str]) -> Refusal:
 def _sentence(problem: Problem) -> str:
     """A problem for the owner's condition: what is wrong, and what would be right where that can be said."""
     return f"{problem.message}; expected {problem.expected}" if problem.expected else problem.message
-
-
-def _in_order(demands: Iterable[Demand], promised: frozenset[str]) -> list[tuple[Demand, ...]]:
-    """What is decided together, in the order of the queue; of a group, the largest first, for they fit worst."""
-    by_key: dict[str, Demand] = {}
-    groups: dict[str, list[Demand]] = defaultdict(list)
-    for demand in demands:
-        if demand.key in by_key:
-            raise VmtError(Problem(Code.INVALID_FIELD, "demands", "keys must be unique", demand.key))
-        by_key[demand.key] = demand
-        groups[demand.group or f"/{demand.key}"].append(demand)
-
-    first = {demand.group or key for key, demand in by_key.items() if key in promised}
-
-    def rank(demand: Demand) -> _Rank:
-        return ((demand.group or demand.key) not in first, -demand.priority, demand.created, demand.key)
-
-    def order(demand: Demand) -> tuple[_Rank, bool, _Rank]:
-        parent = by_key.get(demand.parent) if demand.parent is not None else None
-        if parent is None or rank(parent) < rank(demand):
-            return (rank(demand), False, rank(demand))
-        return (rank(parent), True, rank(demand))
-
-    def size(demand: Demand) -> tuple[int, _Rank]:
-        return (-sum(count for _, count in demand.requests), rank(demand))
-
-    # A group has the place of its last member: so a pod in it comes after the hold of its virtual cluster.
-    by_turn = sorted(groups.values(), key=lambda members: max(map(order, members)))
-    return [tuple(sorted(members, key=size)) for members in by_turn]

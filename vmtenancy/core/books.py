@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -93,7 +93,7 @@ class Books:
             hold.used.update(dict(demand.requests))
         holder = hold.key if hold is not None else demand.key
         for pool in net:
-            self._tree.charge(demand.tenant, pool, net[pool], holder, units)
+            self._tree.charge(demand.tenant, pool, net[pool], holder, units, firm=_is_firm(demand))
             units = {}
 
     def leave(self, admit: Admit, seat: Placement | None = None) -> dict[str, int]:
@@ -114,7 +114,7 @@ class Books:
         net, units = _net(hold, gross, demand.requests)
         holder = hold.key if hold is not None else demand.key
         for pool in net:
-            self._tree.uncharge(demand.tenant, pool, net[pool], holder, units)
+            self._tree.uncharge(demand.tenant, pool, net[pool], holder, units, firm=_is_firm(demand))
             units = {}
         return _nonzero(net)
 
@@ -126,11 +126,30 @@ class Books:
         gross = self._gross(admit)
         self._kept.update(gross)
         for pool, parts in gross.items():
-            self._tree.charge(admit.demand.tenant, pool, parts, admit.demand.key)
+            self._tree.charge(admit.demand.tenant, pool, parts, admit.demand.key, firm=True)
 
     def has_borrowed_from(self, lender: str, tenant: str, pool: str) -> bool:
         """As `QuotaTree.has_borrowed_from`, with what is in these books."""
         return self._tree.has_borrowed_from(lender, tenant, pool)
+
+    def path(self, tenant: str) -> tuple[str, ...]:
+        """As `QuotaTree.path`."""
+        return self._tree.path(tenant)
+
+    def share(self, tenant: str, more: Mapping[str, int], level: int) -> float:
+        """As `QuotaTree.share`."""
+        return self._tree.share(tenant, more, level)
+
+    def charge_of(self, demands: Iterable[Demand]) -> Mapping[str, int]:
+        """What the demands, admitted together, would add to their tenant's charge, in parts by pool."""
+        gross: dict[str | None, Counter[str]] = defaultdict(Counter)
+        for demand in demands:
+            gross[demand.parent].update(_by_pool(demand, self._fleet))
+        more: Counter[str] = Counter()
+        for parent, parts in gross.items():
+            hold = self._holds.get(parent) if parent is not None else None
+            more.update(_net(hold, parts, ())[0])
+        return more
 
     def _free_part(self, placement: Placement) -> Placement:
         """What of a placement could be held now: those of its devices that are free, its cpu and memory."""
@@ -186,6 +205,8 @@ class Books:
             if room is not None and count > max(0, room):
                 return refusal.class_limit(tenant, name, asked=count, room=room, pools=pools)
         for pool, parts in net.items():
+            if not demand.preemptible and parts > max(0, tree.own_room(tenant, pool)):
+                return refusal.own_quota_exceeded(tree, tenant, pool, parts)
             if not tree.fits(tenant, pool, parts):
                 return refusal.quota_exceeded(tree, tenant, pool, parts)
         placement: Placement | None = None
@@ -240,6 +261,11 @@ class Books:
     def _borrowed(self, tenant: str, pool: str, parts: int) -> int:
         over = self._tree.usage(tenant, pool) - self._tree.nominal(tenant, pool)
         return max(0, over + parts) - max(0, over)
+
+
+def _is_firm(demand: Demand) -> bool:
+    """Whether what it is charged is never given back for others: so are guarantees."""
+    return demand.runtime is Runtime.HOLD or not demand.preemptible
 
 
 def _by_pool(demand: Demand, fleet: Fleet) -> dict[str, int]:

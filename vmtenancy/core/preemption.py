@@ -1,9 +1,11 @@
 """Who has to make room for a request that does not fit, and what is kept free for it meanwhile.
 
-The policies are Kueue's (`preemption` of its ClusterQueue: `withinClusterQueue`, `reclaimWithinCohort`), extended to
-placement: victims must free both the quota and the devices of one node. Within a tenant, lower priority makes room.
-From its cohort a tenant takes back what it lends: victims are of tenants that hold more than their own share, and
-the one that takes back stays within its own. A guarantee, and what a pod draws on one, is never taken.
+The policies are Kueue's (`preemption` of its ClusterQueue: `withinClusterQueue`, `reclaimWithinCohort`,
+`borrowWithinCohort`), extended to placement: victims must free both the quota and the devices of one node. Within a
+tenant, lower priority makes room. From its cohort a tenant takes back what it lends: victims are of tenants that hold
+more than their own share, and the one that takes back stays within its own. Where its policy says so, it may borrow
+what was borrowed with a lower priority. A guarantee, what a pod draws on one, and what is not preemptible is never
+taken.
 
 A request that gets its place once others have ended is *nominated*: what it will use is kept free for it, so nobody
 who comes later in the queue can undo what others were stopped for.
@@ -35,10 +37,14 @@ class Nomination:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """Grants that may be taken together: one, or all of a group. `foreign`: of another tenant, which has borrowed."""
+    """Grants that may be taken together: one, or all of a group.
+
+    `foreign`: of another tenant, which has borrowed. `only_within_own`: not for what would be borrowed again.
+    """
 
     grants: tuple[Admit, ...]
     foreign: bool
+    only_within_own: bool
 
     @property
     def parts(self) -> int:
@@ -111,15 +117,20 @@ class Preemption:
         fewest, then the smallest, then the youngest.
         """
         candidates = sorted(self._candidates(demands), key=lambda candidate: candidate.order)
+        found = self._choices(demands, candidates)
+        if any(candidate.only_within_own for candidate in candidates):
+            # Without these the request may borrow, so fewer may be enough.
+            found += self._choices(demands, [c for c in candidates if not c.only_within_own])
+        return min(found, key=lambda nomination: _cost(nomination, demands[0].tenant), default=None)
+
+    def _choices(self, demands: Sequence[Demand], candidates: Sequence[_Candidate]) -> list[Nomination]:
+        """Some ways to make room by these candidates, given in the order in which they go."""
         if not candidates or not self._fits_without(demands, candidates):
-            return None
+            return []
         # The youngest of a priority, or the largest (fewer are needed), or the smallest (less is lost).
         by_size = sorted(candidates, key=lambda c: (*c.order[:2], c.parts, len(c.grants)))
         largest_first = sorted(by_size, key=lambda candidate: (*candidate.order[:2], -candidate.parts))
-        orders = [candidates, largest_first, by_size]
-        # Without those of other tenants the request may borrow, so fewer of its own may be enough.
-        orders += [[candidate for candidate in order if not candidate.foreign] for order in orders]
-        found = [self._fewest(demands, order) for order in orders]
+        found = [self._fewest(demands, order) for order in (candidates, largest_first, by_size)]
         by_node: dict[str, list[_Candidate]] = defaultdict(list)
         for candidate in candidates:
             for node in {admit.placement.node for admit in candidate.grants if admit.placement}:
@@ -128,17 +139,21 @@ class Preemption:
             on_node = {id(candidate) for candidate in here}
             elsewhere = [candidate for candidate in candidates if id(candidate) not in on_node]
             found.append(self._fewest(demands, [*here, *elsewhere]))
-        tenant = demands[0].tenant
-        return min((each for each in found if each is not None), key=lambda n: _cost(n, tenant), default=None)
+        return [nomination for nomination in found if nomination is not None]
 
     def _candidates(self, demands: Sequence[Demand]) -> Iterator[_Candidate]:
         tenant, priority = demands[0].tenant, min(demand.priority for demand in demands)
         pools = self._afterwards().pools_of(demands)
+        borrowing = self._tree.policy(tenant).borrow_within_cohort
         together: dict[str, list[Admit]] = defaultdict(list)
         for admit in self._staying.values():
             together[admit.demand.group or f"/{admit.demand.key}"].append(admit)
         for grants in together.values():
-            candidate = _Candidate(tuple(grants), grants[0].demand.tenant != tenant)
+            foreign = grants[0].demand.tenant != tenant
+            may_borrow = borrowing is not None and all(
+                borrowing.allows(priority, grant.demand.priority) for grant in grants
+            )
+            candidate = _Candidate(tuple(grants), foreign, foreign and not may_borrow)
             if (
                 any(grant.pool in pools for grant in candidate.devices)
                 and all(self._may_take(tenant, priority, grant.demand, pools) for grant in grants)
@@ -148,6 +163,8 @@ class Preemption:
 
     def _may_take(self, tenant: str, priority: int, other: Demand, pools: Iterable[str]) -> bool:
         policy = self._tree.policy(tenant)
+        if not other.preemptible:
+            return False
         if other.tenant == tenant:
             return policy.within_tenant.allows(priority, other.priority)
         return policy.reclaim_within_cohort.allows(priority, other.priority) and self._borrows(
@@ -173,11 +190,11 @@ class Preemption:
             return self._fits(demands, candidates) is not None
 
     def _fits(self, demands: Sequence[Demand], gone: Iterable[_Candidate]) -> tuple[Admit, ...] | None:
-        """The demands' places as things stand; after what was borrowed is taken, only within their own quota."""
+        """The demands' places as things stand; after what was lent is taken back, only within their own quota."""
         answer = self._afterwards().judge_all(demands)
         if isinstance(answer, Refusal):
             return None
-        if any(candidate.foreign for candidate in gone) and any(admit.borrowed for admit in answer):
+        if any(candidate.only_within_own for candidate in gone) and any(admit.borrowed for admit in answer):
             return None
         return answer
 

@@ -152,6 +152,8 @@ def _allocation(view: View, asked: Asked, decision: Admit) -> Object:
         spec["cpu"] = cpu_text(asked.demand.cpu)
     if asked.demand.memory:
         spec["memory"] = memory_text(asked.demand.memory)
+    if not asked.demand.preemptible:
+        spec["preemptible"] = False
     if asked.demand.runtime is Runtime.POD and asked.hold:
         spec["parent"] = asked.hold
     return {

@@ -211,7 +211,16 @@ def _vm_asked(view: View, obj: Object) -> Asked | Unclear:
         return Unclear(obj, "Invalid", str(vm))
     cpu, memory = vm_needs(vm)
     requests = tuple((gpu.class_, gpu.count) for gpu in vm.spec.gpus)
-    return Asked(obj, Demand(key_of(obj), tenant, Runtime.VM, requests, cpu=cpu, memory=memory))
+    demand = Demand(
+        key=key_of(obj),
+        tenant=tenant,
+        runtime=Runtime.VM,
+        requests=requests,
+        cpu=cpu,
+        memory=memory,
+        preemptible=vm.spec.preemptible,
+    )
+    return Asked(obj, demand)
 
 
 def _why(seat: NoPlacement) -> str:

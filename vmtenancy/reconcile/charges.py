@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from vmtenancy.api.gpuclass import PARTS_PER_GPU
+from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.reconcile.view import Allocation, View
 from vmtenancy.reconcile.world import uid_of
 
@@ -47,6 +48,19 @@ def pool_sums(by_tenant: Mapping[tuple[str, str], int]) -> dict[str, int]:
     for (_, pool), parts in by_tenant.items():
         total[pool] += parts
     return dict(total)
+
+
+def fair_shares(tree: QuotaTree, by_tenant: Mapping[tuple[str, str], int]) -> dict[str, float]:
+    """The dominant share by its weight of each tenant that is charged something, on a tree with nothing charged."""
+    with tree.what_if():
+        for (tenant, pool), parts in by_tenant.items():
+            tree.charge(tenant, pool, parts, tenant)
+        return {tenant: tree.share(tenant) for tenant, _ in by_tenant}
+
+
+def share_text(share: float) -> str:
+    """A share for people, at most four decimals, no trailing zeros: `"0.25"`."""
+    return f"{share:.4f}".rstrip("0").rstrip(".")
 
 
 def gpus_text(parts: int) -> str:

@@ -119,6 +119,7 @@ def _vm_demand(view: View, obj: Object, vm: GpuVM) -> Asked | Unclear:
         memory=memory,
         allowed_nodes=allowed_nodes,
         avoided_nodes=frozenset(avoided_nodes(obj)),
+        preemptible=vm.spec.preemptible,
     )
     return Asked(obj, demand)
 
@@ -306,6 +307,7 @@ def _admit(view: View, grant: Allocation) -> Admit:
             memory=grant.memory,
             parent=parent,
             group=group_of(view, owner) if owner else "",
+            preemptible=grant.preemptible,
         ),
         Placement(grant.node, devices, grant.cpu, grant.memory),
     )

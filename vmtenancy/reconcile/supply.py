@@ -22,7 +22,7 @@ from vmtenancy.api.quantity import to_bytes, to_milli
 from vmtenancy.api.tenant import Tenant
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import DeviceFacts, Mode, NodeFacts, Offering, Pool
-from vmtenancy.core.quota.policy import PreemptionPolicy, Preempts
+from vmtenancy.core.quota.policy import BorrowWithinCohort, PreemptionPolicy, Preempts
 from vmtenancy.core.quota.tree import CohortQuota, PoolQuota, QuotaTree, TenantQuota
 from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.pods import is_finished
@@ -85,29 +85,30 @@ def class_resources(cls: GpuClass) -> dict[Mode, str]:
     return {mode: way.resource for mode, way in pairs if way is not None}
 
 
+def _tenant_quota(name: str, tenant: Tenant) -> TenantQuota:
+    quota = tuple(
+        PoolQuota(
+            quota.pool,
+            quota.nominal,
+            quota.borrowing_limit,
+            quota.lending_limit,
+            {limit.name: limit.limit for limit in quota.classes},
+        )
+        for quota in tenant.spec.quota
+    )
+    preemption = tenant.spec.preemption
+    borrowing = preemption.borrow_within_cohort
+    policy = PreemptionPolicy(
+        Preempts(preemption.within_tenant),
+        Preempts(preemption.reclaim_within_cohort),
+        BorrowWithinCohort(borrowing.max_priority_threshold) if borrowing.policy != "Never" else None,
+    )
+    return TenantQuota(name, tenant.spec.cohort, quota, policy, tenant.spec.fair_share.weight)
+
+
 def quota_tree_of(view: View) -> QuotaTree:
     """The quota tree of all tenants and cohorts."""
-    tenants = [
-        TenantQuota(
-            name,
-            tenant.spec.cohort,
-            tuple(
-                PoolQuota(
-                    quota.pool,
-                    quota.nominal,
-                    quota.borrowing_limit,
-                    quota.lending_limit,
-                    {limit.name: limit.limit for limit in quota.classes},
-                )
-                for quota in tenant.spec.quota
-            ),
-            PreemptionPolicy(
-                Preempts(tenant.spec.preemption.within_tenant),
-                Preempts(tenant.spec.preemption.reclaim_within_cohort),
-            ),
-        )
-        for name, tenant in view.all_of(Tenant).items()
-    ]
+    tenants = [_tenant_quota(name, tenant) for name, tenant in view.all_of(Tenant).items()]
     cohorts = [
         CohortQuota(
             name,
@@ -116,6 +117,7 @@ def quota_tree_of(view: View) -> QuotaTree:
                 PoolQuota(quota.pool, quota.nominal, quota.borrowing_limit, quota.lending_limit)
                 for quota in cohort.spec.quota
             ),
+            cohort.spec.fair_share.weight,
         )
         for name, cohort in view.all_of(Cohort).items()
     ]

@@ -12,7 +12,7 @@ from vmtenancy.api.tenant import Tenant
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.errors import Code, Problem, VmtError
-from vmtenancy.reconcile.charges import charges, gpus_text, pool_sums
+from vmtenancy.reconcile.charges import charges, fair_shares, gpus_text, pool_sums, share_text
 from vmtenancy.reconcile.status import Condition, status_steps
 from vmtenancy.reconcile.steps import NEVER, Apply, Chain, Object, Replace
 from vmtenancy.reconcile.view import View, by_name
@@ -92,6 +92,7 @@ def _in_use(view: View, namespace: str) -> bool:
 
 def _tenants(view: View, tree: QuotaTree, owners: dict[str, str]) -> list[Chain]:
     usage = charges(view)
+    shares = fair_shares(tree, usage)
     chains: list[Chain] = []
     for obj in by_name(view.world.of("Tenant")):
         tenant = view.parsed(obj, Tenant)
@@ -111,7 +112,9 @@ def _tenants(view: View, tree: QuotaTree, owners: dict[str, str]) -> list[Chain]
                     "borrowed": gpus_text(borrowed),
                 }
             )
-        chains += _report(view, obj, {"usage": rows}, _tenant_ready(view, tenant, tree, owners))
+        share = share_text(shares.get(name, 0.0))
+        ready = _tenant_ready(view, tenant, tree, owners)
+        chains += _report(view, obj, {"usage": rows, "fairShare": share}, ready)
     return chains
 
 

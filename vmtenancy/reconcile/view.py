@@ -55,6 +55,7 @@ class Allocation:
     grants: tuple[Grant, ...]
     cpu: int
     memory: int
+    preemptible: bool
     pod_uids: tuple[str, ...]
     let_go_at: float | None
     revoked: str
@@ -290,6 +291,7 @@ class View:
             grants=self.remembered(obj, _grants, "/grants"),
             cpu=cpu,
             memory=memory,
+            preemptible=spec.get("preemptible", True),
             pod_uids=tuple(status.get("podUIDs") or ()),
             let_go_at=seconds(status["letGoAt"]) if status.get("letGoAt") else None,
             revoked=revoked.get("reason", ""),

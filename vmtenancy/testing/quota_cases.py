@@ -24,7 +24,7 @@ from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import DeviceFacts, Mode, NodeFacts, Offering, Pool, Runtime
 from vmtenancy.core.placement.best_fit import NoPlacement, Request, best_fit
 from vmtenancy.core.quota import tree
-from vmtenancy.core.quota.policy import PreemptionPolicy, Preempts
+from vmtenancy.core.quota.policy import BorrowWithinCohort, PreemptionPolicy, Preempts
 from vmtenancy.core.requests import Admit, Decision, Demand, Wait
 from vmtenancy.errors import Code, Problem, VmtError
 from vmtenancy.testing.quota_case_format import Cohort, Preemption, Queue, QuotaCase, Workload, check_names
@@ -126,11 +126,6 @@ def tree_of(case: QuotaCase) -> tree.QuotaTree:
     """The case's rules, with nothing charged. Raises VmtError for a policy that the engine does not have."""
     if case.fair_sharing:
         raise VmtError(Problem(Code.INVALID_FIELD, "fairSharing", _NOT_OURS, "true", "false"))
-    for name, nodes in (("cohorts", case.cohorts), ("queues", case.queues)):
-        for i, node in enumerate(nodes):
-            if node.weight != 1:
-                path, found = f"{name}[{i}].weight", str(node.weight)
-                raise VmtError(Problem(Code.INVALID_FIELD, path, _NOT_OURS, found, "1"))
     return quota_of(case, [_policy(i, queue.preemption) for i, queue in enumerate(case.queues)])
 
 
@@ -138,11 +133,13 @@ def quota_of(case: QuotaCase, policies: Iterable[PreemptionPolicy]) -> tree.Quot
     """The case's quota, with nothing charged, and the policies of its queues given."""
     return tree.QuotaTree.build(
         [
-            tree.TenantQuota(queue.name, queue.cohort, tuple(map(_pool_quota, queue.quota)), policy)
+            tree.TenantQuota(
+                queue.name, queue.cohort, tuple(map(_pool_quota, queue.quota)), policy, queue.weight
+            )
             for queue, policy in zip(case.queues, policies, strict=True)
         ],
         [
-            tree.CohortQuota(cohort.name, cohort.parent, tuple(map(_pool_quota, cohort.quota)))
+            tree.CohortQuota(cohort.name, cohort.parent, tuple(map(_pool_quota, cohort.quota)), cohort.weight)
             for cohort in case.cohorts
         ],
     )
@@ -154,15 +151,15 @@ def _pool_quota(quota: PoolQuota) -> tree.PoolQuota:
 
 
 def _policy(index: int, preemption: Preemption) -> PreemptionPolicy:
-    where = f"queues[{index}].preemption"
-    within = preemption.within_cluster_queue
+    within, borrow = preemption.within_cluster_queue, preemption.borrow_within_cohort
     if within == "LowerOrNewerEqualPriority":
-        path = f"{where}.withinClusterQueue"
+        path = f"queues[{index}].preemption.withinClusterQueue"
         raise VmtError(Problem(Code.INVALID_FIELD, path, _NOT_OURS, within, "Never or LowerPriority"))
-    if preemption.borrow_within_cohort.policy != "Never":
-        path, found = f"{where}.borrowWithinCohort.policy", preemption.borrow_within_cohort.policy
-        raise VmtError(Problem(Code.INVALID_FIELD, path, _NOT_OURS, found, "Never"))
-    return PreemptionPolicy(Preempts(within), Preempts(preemption.reclaim_within_cohort))
+    return PreemptionPolicy(
+        Preempts(within),
+        Preempts(preemption.reclaim_within_cohort),
+        None if borrow.policy == "Never" else BorrowWithinCohort(borrow.max_priority_threshold),
+    )
 
 
 def _pools(case: QuotaCase) -> list[str]:

@@ -55,8 +55,8 @@ def explain(
         return None
     ahead = [decision.demand for decision in decisions[:place]]
     for smaller in _smaller(wait.demand, fleet.offerings):
-        *_, answer = decide(fleet, tree, holds, [*ahead, smaller], ending, promised)
-        if isinstance(answer, Admit):
+        answers = decide(fleet, tree, holds, [*ahead, smaller], ending, promised)
+        if any(isinstance(answer, Admit) and answer.demand.key == key for answer in answers):
             return Explanation(wait, smaller.requests)
     return Explanation(wait, None)
 

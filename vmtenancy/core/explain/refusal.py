@@ -30,6 +30,7 @@ class Reason(StrEnum):
     MAX_REACHED = "MaxReached"
     CLASS_LIMIT = "ClassLimit"
     QUOTA_EXCEEDED = "QuotaExceeded"
+    OWN_QUOTA_EXCEEDED = "OwnQuotaExceeded"
     NO_CAPACITY = "NoCapacity"
     NOMINATED = "Nominated"
 
@@ -119,6 +120,19 @@ def quota_exceeded(tree: QuotaTree, tenant: str, pool: str, parts: int) -> Refus
     free = f"{gpus(shortage.free)} free of {gpus(shortage.total)}"
     message = f"pool {pool}: needs {counted(parts)}, {free}{split}{where}{held_by(shortage.holders)}"
     return Refusal(Reason.QUOTA_EXCEEDED, Problem(Code.QUOTA_EXCEEDED, "", message), (pool,), shortage)
+
+
+def own_quota_exceeded(tree: QuotaTree, tenant: str, pool: str, parts: int) -> Refusal:
+    """What is never stopped for others has to be the tenant's own."""
+    nominal, free = tree.nominal(tenant, pool), max(0, tree.own_room(tenant, pool))
+    shortage = Shortage(pool, parts, free, nominal, f"tenant {tenant}", ())
+    message = (
+        f"pool {pool}: is not preemptible and needs {counted(parts)} of the nominal quota of tenant {tenant}, "
+        f"{gpus(free)} of {gpus(nominal)} are not taken by guarantees and what is not preemptible"
+    )
+    return Refusal(
+        Reason.OWN_QUOTA_EXCEEDED, Problem(Code.OWN_QUOTA_EXCEEDED, "", message), (pool,), shortage
+    )
 
 
 def no_node(tree: QuotaTree, pool: str, parts: int, answer: NoPlacement) -> Refusal:

@@ -19,13 +19,26 @@ class Preempts(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class BorrowWithinCohort:
+    """A request may borrow what others have borrowed with a lower priority, of at most `max_priority` (None: any)."""
+
+    max_priority: int | None = None
+
+    def allows(self, mine: int, theirs: int) -> bool:
+        """Whether a request of priority `mine` may stop a workload of priority `theirs` to borrow itself."""
+        return theirs < mine and (self.max_priority is None or theirs <= self.max_priority)
+
+
+@dataclass(frozen=True, slots=True)
 class PreemptionPolicy:
     """`within_tenant`: workloads of the tenant itself (never `ANY`). `reclaim_within_cohort`: of others that hold
-    more than their own share, as long as the one that takes back stays within its own.
+    more than their own share, as long as the one that takes back stays within its own. `borrow_within_cohort`: of
+    these, which may be stopped even where it does not.
     """
 
     within_tenant: Preempts = Preempts.NEVER
     reclaim_within_cohort: Preempts = Preempts.NEVER
+    borrow_within_cohort: BorrowWithinCohort | None = None
 
     @property
     def may_preempt(self) -> bool:

@@ -21,7 +21,6 @@ import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -29,61 +28,15 @@ from numpy.typing import NDArray
 
 from vmtenancy.api.gpuclass import PARTS_PER_GPU
 from vmtenancy.core.explain.shortage import Shortage
+from vmtenancy.core.quota.parents import chain_of, sound_parents
 from vmtenancy.core.quota.policy import NOBODY, PreemptionPolicy
+from vmtenancy.core.quota.rules import CohortQuota, PoolQuota, TenantQuota
 from vmtenancy.errors import Code, Problem, VmtError
+
+__all__ = ["CohortQuota", "PoolQuota", "QuotaTree", "TenantQuota"]
 
 _UNLIMITED = 1 << 60
 _NO_UNITS: Mapping[str, int] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class PoolQuota:
-    """Quota in one pool, in whole GPUs; None: no limit. `classes` caps units by class (tenants only).
-
-    Raises VmtError for a negative number.
-    """
-
-    pool: str
-    nominal: int
-    borrowing_limit: int | None = None
-    lending_limit: int | None = None
-    classes: Mapping[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        limits = {
-            "nominal": self.nominal,
-            "borrowingLimit": self.borrowing_limit,
-            "lendingLimit": self.lending_limit,
-            **{f"classes[{name}].limit": limit for name, limit in self.classes.items()},
-        }
-        bad = [
-            Problem(Code.INVALID_FIELD, f"quota[{self.pool}].{name}", "is negative", str(value), "at least 0")
-            for name, value in limits.items()
-            if value is not None and value < 0
-        ]
-        if bad:
-            raise VmtError.of(bad)
-
-
-@dataclass(frozen=True, slots=True)
-class TenantQuota:
-    """A tenant: its cohort (None: it shares with nobody) and its quota by pool; no other pool is open to
-    it. `preemption` is whom its requests may stop.
-    """
-
-    name: str
-    cohort: str | None = None
-    quota: tuple[PoolQuota, ...] = ()
-    preemption: PreemptionPolicy = NOBODY
-
-
-@dataclass(frozen=True, slots=True)
-class CohortQuota:
-    """A cohort: its parent (None: a root) and quota of its own that its members share."""
-
-    name: str
-    parent: str | None = None
-    quota: tuple[PoolQuota, ...] = ()
 
 
 class _Charge(NamedTuple):
@@ -92,6 +45,7 @@ class _Charge(NamedTuple):
     parts: int
     holder: str
     units: Mapping[str, int]
+    firm: bool
 
 
 class QuotaTree:
@@ -110,7 +64,7 @@ class QuotaTree:
         _refuse_twice("tenants", (tenant.name for tenant in tenants))
         for owner in owners:
             _refuse_twice(f"{owner.name}.quota", (quota.pool for quota in owner.quota))
-        parents, self.cohort_problems = _sound_parents(cohorts)
+        parents, self.cohort_problems = sound_parents({cohort.name: cohort.parent for cohort in cohorts})
         self.tenant_problems: dict[str, Problem] = {}
         self.pools = sorted({quota.pool for owner in owners for quota in owner.quota})
         self._pool = {name: p for p, name in enumerate(self.pools)}
@@ -121,7 +75,7 @@ class QuotaTree:
         self._tenant = {tenant.name: len(cohorts) + i for i, tenant in enumerate(tenants)}
         #: From each node to its root, itself first.
         self._paths: list[tuple[int, ...]] = [
-            tuple(index[name] for name in _chain(cohort.name, parents)) for cohort in cohorts
+            tuple(index[name] for name in chain_of(cohort.name, parents)) for cohort in cohorts
         ]
         for tenant in tenants:
             above: tuple[int, ...] = ()
@@ -161,7 +115,17 @@ class QuotaTree:
             self._guaranteed[node] = np.maximum(0, self._subtree[node] - self._lending[node])
             if len(self._paths[node]) > 1:
                 self._subtree[self._paths[node][1]] += self._subtree[node] - self._guaranteed[node]
+        #: What each node could hold at most if nobody held anything.
+        self._potential = self._subtree.copy()
+        for node in sorted(range(len(self._paths)), key=lambda node: len(self._paths[node])):
+            if len(self._paths[node]) > 1:
+                from_above = self._guaranteed[node] + self._potential[self._paths[node][1]]
+                self._potential[node] = np.minimum(from_above, self._subtree[node] + self._borrowing[node])
+        #: To find the dominant pool; 0 where there is nothing.
+        self._per_potential = np.where(self._potential > 0, 1 / np.maximum(1, self._potential), 0.0)
+        self._weights = [owner.weight for owner in owners]
         self._units: Counter[tuple[str, str]] = Counter()
+        self._firm: Counter[tuple[str, str]] = Counter()
         self._holders: dict[str, dict[tuple[str, str], int]] = defaultdict(dict)
         self._ranked: dict[tuple[str, int | None], tuple[tuple[str, int], ...]] = {}
         self._journal: list[tuple[int, _Charge]] | None = None
@@ -209,6 +173,34 @@ class QuotaTree:
         """Whom the tenant's requests may stop; nobody for a tenant that does not exist."""
         return self._policies.get(tenant, NOBODY)
 
+    def path(self, tenant: str) -> tuple[str, ...]:
+        """From the tenant to its root, as `tenant vision`, `cohort research`; alone where it does not exist."""
+        if tenant not in self._tenant:
+            return (f"tenant {tenant}",)
+        return tuple(self._labels[node] for node in self._paths[self._tenant[tenant]])
+
+    def share(self, tenant: str, more: Mapping[str, int] = _NO_UNITS, level: int = 0) -> float:
+        """The dominant share of node `level` of `path`, if the tenant were charged `more` (parts by pool) than it is.
+
+        It is what the node has borrowed of a pool, over all that the node above could hold of it, in the pool where
+        that is the most, by the node's weight (KEP-1714 of Kueue, `pkg/cache/scheduler/fair_sharing.go`, with one
+        resource per pool). A root borrows from nobody: 0. Shares that are equal are equal as floats, too: each is one
+        division of integers.
+        """
+        path = self._paths[self._tenant[tenant]] if tenant in self._tenant else ()
+        if level + 1 >= len(path):
+            return 0.0
+        rise = {self._pool[pool]: parts for pool, parts in more.items() if pool in self._pool}
+        for node in path[:level]:
+            rise = {p: self._rise_above(node, p, parts) for p, parts in rise.items()}
+        node, above = path[level], path[level + 1]
+        over = self._usage[node] - self._subtree[node]
+        for p, parts in rise.items():
+            over[p] += parts
+        p = int((over * self._per_potential[above]).argmax())
+        borrowed, potential = int(over[p]), int(self._potential[above, p])
+        return borrowed / (potential * self._weights[node]) if borrowed > 0 and potential > 0 else 0.0
+
     def has_borrowed_from(self, lender: str, tenant: str, pool: str) -> bool:
         """Whether what `tenant` holds of the pool is, in part, what `lender` could use.
 
@@ -240,14 +232,7 @@ class QuotaTree:
 
     def potential(self, node: int, pool: str) -> int:
         """Parts that a node could hold if nobody else held anything, borrowing included."""
-        p = self._pool[pool]
-        *below, root = self._paths[node]
-        most = int(self._subtree[root, p])
-        for at in reversed(below):
-            most = min(
-                int(self._guaranteed[at, p]) + most, int(self._subtree[at, p]) + int(self._borrowing[at, p])
-            )
-        return most
+        return int(self._potential[node, self._pool[pool]])
 
     def class_room(self, tenant: str, name: str) -> int | None:
         """Units of the class that the tenant's cap leaves; None without a cap; below 0 where it was
@@ -256,30 +241,48 @@ class QuotaTree:
         cap = self._caps.get((tenant, name))
         return None if cap is None else cap - self._units[(tenant, name)]
 
+    def own_room(self, tenant: str, pool: str) -> int:
+        """Parts of its nominal quota that the tenant has not charged as firm; below 0 where it was lowered."""
+        return self.nominal(tenant, pool) - self._firm[(tenant, pool)]
+
     def charge(
-        self, tenant: str, pool: str, parts: int, holder: str, units: Mapping[str, int] = _NO_UNITS
+        self,
+        tenant: str,
+        pool: str,
+        parts: int,
+        holder: str,
+        units: Mapping[str, int] = _NO_UNITS,
+        *,
+        firm: bool = False,
     ) -> None:
         """Add to the usage, for `holder` (shown in explanations), with units by class for the caps.
 
-        Never refused: ask `fits` before. A tenant or pool that the rules do not name is remembered as a
-        holder only.
+        What is `firm` is never given back for others. Never refused: ask `fits` before. A tenant or pool that the
+        rules do not name is remembered as a holder only.
         """
-        self._change(1, _Charge(tenant, pool, parts, holder, units))
+        self._change(1, _Charge(tenant, pool, parts, holder, units, firm))
 
     def uncharge(
-        self, tenant: str, pool: str, parts: int, holder: str, units: Mapping[str, int] = _NO_UNITS
+        self,
+        tenant: str,
+        pool: str,
+        parts: int,
+        holder: str,
+        units: Mapping[str, int] = _NO_UNITS,
+        *,
+        firm: bool = False,
     ) -> None:
         """Take back a charge. Raises VmtError (LEDGER) where the holder is not charged as much."""
         if self._holders.get(pool, {}).get((tenant, holder), 0) < parts:
             raise VmtError(
                 Problem(Code.LEDGER, "", f"{holder} of {tenant} gives back more of {pool} than it holds")
             )
-        self._change(-1, _Charge(tenant, pool, parts, holder, units))
+        self._change(-1, _Charge(tenant, pool, parts, holder, units, firm))
 
     def copy(self) -> QuotaTree:
         """Another one with the same rules, on which others may charge."""
         twin = copy.copy(self)
-        twin._usage, twin._units = self._usage.copy(), Counter(self._units)
+        twin._usage, twin._units, twin._firm = self._usage.copy(), Counter(self._units), Counter(self._firm)
         twin._holders = defaultdict(dict, {pool: dict(held) for pool, held in self._holders.items()})
         twin._ranked, twin._journal = {}, None
         return twin
@@ -328,12 +331,14 @@ class QuotaTree:
     def _change(self, sign: int, charge: _Charge) -> None:
         if self._journal is not None:
             self._journal.append((sign, charge))
-        tenant, pool, parts, holder, units = charge
+        tenant, pool, parts, holder, units, firm = charge
         held = self._holders[pool]
         held[(tenant, holder)] = held.get((tenant, holder), 0) + sign * parts
         if not held[(tenant, holder)]:
             del held[(tenant, holder)]
         self._ranked.clear()
+        if firm:
+            self._firm[(tenant, pool)] += sign * parts
         for name, count in units.items():
             self._units[(tenant, name)] += sign * count
         p = self._pool.get(pool)
@@ -341,11 +346,16 @@ class QuotaTree:
             return
         delta = sign * parts
         for node in self._paths[self._tenant[tenant]]:
-            before, guaranteed = int(self._usage[node, p]), int(self._guaranteed[node, p])
-            self._usage[node, p] = before + delta
-            delta = max(0, before + delta - guaranteed) - max(0, before - guaranteed)
+            above = self._rise_above(node, p, delta)
+            self._usage[node, p] += delta
+            delta = above
             if not delta:
                 break
+
+    def _rise_above(self, node: int, p: int, parts: int) -> int:
+        """By how much the usage of the node above changes when this one's does by `parts`."""
+        used, guaranteed = int(self._usage[node, p]), int(self._guaranteed[node, p])
+        return max(0, used + parts - guaranteed) - max(0, used - guaranteed)
 
     def _rank(self, pool: str, below: int | None) -> tuple[tuple[str, int], ...]:
         """Holders under one node of the tree (None: all), the largest first; kept until the next change."""
@@ -364,32 +374,3 @@ def _refuse_twice(path: str, names: Iterable[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise VmtError(Problem(Code.INVALID_FIELD, path, "names must be unique", ", ".join(twice)))
-
-
-def _sound_parents(cohorts: Iterable[CohortQuota]) -> tuple[dict[str, str | None], dict[str, Problem]]:
-    """Parent by cohort with every contradictory link cut, and what was contradictory."""
-    parents = {cohort.name: cohort.parent for cohort in cohorts}
-    problems: dict[str, Problem] = {}
-    for name, parent in parents.items():
-        if parent is not None and parent not in parents:
-            problems[name] = Problem(
-                Code.UNKNOWN_REFERENCE, "spec.parent", "the cohort does not exist; this one is a root", parent
-            )
-    for name in parents:
-        chain = [name]
-        while (above := parents.get(chain[-1])) is not None and above not in chain:
-            chain.append(above)
-        if above == name:
-            cycle = " → ".join([*chain, name])
-            problems[name] = Problem(
-                Code.COHORT_CYCLE, "spec.parent", "cohorts form a cycle; each is a root", cycle
-            )
-    return {name: None if name in problems else parent for name, parent in parents.items()}, problems
-
-
-def _chain(name: str, parents: Mapping[str, str | None]) -> list[str]:
-    """From a cohort to its root, itself first."""
-    chain = [name]
-    while (parent := parents[chain[-1]]) is not None:
-        chain.append(parent)
-    return chain

@@ -1,0 +1,79 @@
+"""What quota is given: to tenants, and to the cohorts that they share in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vmtenancy.core.quota.policy import NOBODY, PreemptionPolicy
+from vmtenancy.errors import Code, Problem, VmtError
+
+
+@dataclass(frozen=True, slots=True)
+class PoolQuota:
+    """Quota in one pool, in whole GPUs; None: no limit. `classes` caps units by class (tenants only).
+
+    Raises VmtError for a negative number.
+    """
+
+    pool: str
+    nominal: int
+    borrowing_limit: int | None = None
+    lending_limit: int | None = None
+    classes: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        limits = {
+            "nominal": self.nominal,
+            "borrowingLimit": self.borrowing_limit,
+            "lendingLimit": self.lending_limit,
+            **{f"classes[{name}].limit": limit for name, limit in self.classes.items()},
+        }
+        bad = [
+            Problem(Code.INVALID_FIELD, f"quota[{self.pool}].{name}", "is negative", str(value), "at least 0")
+            for name, value in limits.items()
+            if value is not None and value < 0
+        ]
+        if bad:
+            raise VmtError.of(bad)
+
+
+@dataclass(frozen=True, slots=True)
+class TenantQuota:
+    """A tenant: its cohort (None: it shares with nobody) and its quota by pool; no other pool is open to
+    it. `preemption` is whom its requests may stop. Of what is borrowed it may have `weight` times as much as one of
+    weight 1, before it comes after that one.
+
+    Raises VmtError for a weight that is not above 0.
+    """
+
+    name: str
+    cohort: str | None = None
+    quota: tuple[PoolQuota, ...] = ()
+    preemption: PreemptionPolicy = NOBODY
+    weight: int = 1
+
+    def __post_init__(self) -> None:
+        _refuse_weight(self.name, self.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class CohortQuota:
+    """A cohort: its parent (None: a root) and quota of its own that its members share; `weight` as of a tenant."""
+
+    name: str
+    parent: str | None = None
+    quota: tuple[PoolQuota, ...] = ()
+    weight: int = 1
+
+    def __post_init__(self) -> None:
+        _refuse_weight(self.name, self.weight)
+
+
+def _refuse_weight(name: str, weight: int) -> None:
+    if weight < 1:
+        raise VmtError(
+            Problem(
+                Code.INVALID_FIELD, f"{name}.fairShare.weight", "is not above 0", str(weight), "at least 1"
+            )
+        )
