@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NIGHTLY_ARGS ?=
+# Tests that share a control plane stay together (`xdist_group` in tests/conftest.py).
+PARALLEL ?= -n auto --dist loadgroup
 
 # Runs one part and says what it took; a failure stops the target.
 define part
@@ -47,11 +49,11 @@ check: $(VENV)/.dev
 	$(call part,types,$(BIN)/mypy)
 	$(call part,layers,$(BIN)/lint-imports)
 	$(call part,generated files,$(BIN)/python -m vmtenancy.api.crdgen --check crds && $(BIN)/python -m vmtenancy.api.reference --check docs/reference)
-	$(call part,pure tests,$(BIN)/python -m pytest -q -m "not cluster and not kind and not nightly and not slow")
+	$(call part,pure tests,$(BIN)/python -m pytest -q $(PARALLEL) -m "not cluster and not kind and not nightly and not slow")
 
 test: $(VENV)/.real
 	$(call part,real components,$(BIN)/python -m vmtenancy.testing.build)
-	$(call part,tests,$(BIN)/python -m pytest -q -m "not kind and not nightly" --durations=15)
+	$(call part,tests,$(BIN)/python -m pytest -q $(PARALLEL) -m "not kind and not nightly" --durations=15)
 
 nightly: $(VENV)/.real
 	$(call part,real components,$(BIN)/python -m vmtenancy.testing.build)

@@ -11,7 +11,6 @@ from vmtenancy.cli import doctor_cmd
 from vmtenancy.cli.adopt_cmd import _propose, _tell
 from vmtenancy.cli.common import Output
 from vmtenancy.cli.main import app
-from vmtenancy.errors import Code, VmtError
 from vmtenancy.reconcile.doctor import Finding, Severity
 from vmtenancy.reconcile.world import World
 
@@ -25,9 +24,11 @@ FOUND = [
     "arguments",
     [
         ["adopt", "deployment/x"],
+        ["adopt", "virtualcluster/x"],
         ["adopt", "pod"],
         ["adopt", "pod/"],
         ["adopt", "pod/x", "--class", "whole"],
+        ["adopt", "vcluster/x", "--class", "whole"],
         ["doctor", "--yes"],
         ["doctor", "--dry-run"],
         ["doctor", "--pause", "-1"],
@@ -35,14 +36,6 @@ FOUND = [
 )
 def test_wrong_usage(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 2
-
-
-@pytest.mark.parametrize("kind", ["virtualcluster", "vcl", "vcluster", "VirtualCluster"])
-def test_a_virtual_cluster_is_refused_with_what_to_do_instead(kind: str) -> None:
-    result = CliRunner().invoke(app, ["adopt", f"{kind}/lab", "-n", "llm"])
-    assert isinstance(result.exception, VmtError)
-    assert result.exception.code is Code.ADOPT
-    assert "expected a new VirtualCluster" in str(result.exception)
 
 
 def test_findings_as_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +65,7 @@ def test_what_is_adopted_is_shown(story: World, capsys: pytest.CaptureFixture[st
         "metadata": meta | {"resourceVersion": "1"},
         "spec": spec,
     }
-    proposal = _propose(World(objects=objects), "Pod", "llm", "p", None)
+    [proposal] = _propose(World(objects=objects), "Pod", "llm", "p", None)
     _tell(proposal, dry_run=True)
     shown = capsys.readouterr().out
     assert shown.startswith("Pod llm/p would get a grant of 8 x h100-80gb (0000:10:00.0, ")

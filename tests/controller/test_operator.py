@@ -116,6 +116,7 @@ async def test_acts_reports_and_stops_in_good_order(client: Client, start: Calla
     assert json.loads(await asyncio.to_thread(fetched, running.health, "/healthz")) == {"allocator": "leader"}
     metrics = await asyncio.to_thread(fetched, running.metrics, "/metrics")
     assert "vmtenancy_is_leader 1.0" in metrics
+    assert "# TYPE vmtenancy_tenant_fair_share gauge" in metrics
     assert 'vmtenancy_steps_total{kind="Apply",outcome="ok"} 6.0' in metrics
     before = time.monotonic()
     running.process.send_signal(signal.SIGTERM)

@@ -300,5 +300,10 @@ def test_the_order_is_the_plain_reading(
         waiting.remove(decision.demand)
     assert not waiting
     for owner in tenants:
-        charged = {pool: count * GPU for pool, count in nodes[owner.name].charged.items()}
-        assert tree.share(owner.name, charged) == float(nodes[owner.name].share())
+        with tree.what_if():
+            for other in tenants:
+                for pool, count in nodes[other.name].charged.items() if other is not owner else ():
+                    tree.charge(other.name, pool, count * GPU, other.name)
+            charged = {pool: count * GPU for pool, count in nodes[owner.name].charged.items()}
+            for level, name in enumerate(tree.path(owner.name)):
+                assert tree.share(owner.name, charged, level) == float(nodes[name.split()[1]].share())

@@ -88,6 +88,13 @@ def running(world: World) -> dict[str, Any]:
     }
 
 
+def told_pod(allocation: Object) -> list[Ref]:
+    """The pod that a grant was given to and that it names."""
+    owner = allocation["spec"]["owner"]
+    told = (allocation.get("status") or {}).get("podUIDs")
+    return [Ref(owner["kind"], owner["namespace"], owner["name"])] if told == [owner["uid"]] else []
+
+
 def test_what_ran_before_is_taken_in_without_a_restart(
     virtualization: Cluster,
     controller: ControllerProcess,
@@ -120,10 +127,15 @@ def test_what_ran_before_is_taken_in_without_a_restart(
     assert shown.returncode == 0, shown.stderr
     assert "GpuVM vision/legacy would get a grant of 2 x h100-80gb" in shown.stdout
     assert not list(stage.world().of("GpuVM")), "a dry run writes nothing"
-    for target, namespace in (("vm/legacy", "vision"), ("pod/script", "llm")):
-        done = vmtenancy(virtualization, "adopt", target, "-n", namespace)
-        assert done.returncode == 0, done.stderr
-        assert "is taken in" in done.stdout
+    done = vmtenancy(virtualization, "adopt", "vm/legacy", "-n", "vision")
+    assert done.returncode == 0, done.stderr
+    assert "is taken in" in done.stdout
+    done = vmtenancy(virtualization, "doctor", "--fix", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "adopt Pod llm/script: done" in done.stderr
+    stage.wait(
+        "the pod's grant", lambda world: any(told_pod(obj) == [SCRIPT] for obj in world.of("GpuAllocation"))
+    )
 
     gpuvm = Ref("GpuVM", "vision", "legacy")
     world = stage.wait("the GpuVM to be ready", lambda world: is_true(world.find(gpuvm) or {}, "Ready"))

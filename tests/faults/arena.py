@@ -145,6 +145,10 @@ class Arena:
         except TimeoutError:
             raise NotAtRestError(f"not at rest after {within_s:g} s: {'; '.join(why[:5])}") from None
 
+    async def something_changed(self) -> None:
+        """Returns once something was observed, or planned, since the last look of `rest`."""
+        await self._changed.wait()
+
     async def _act(self, world: World) -> bool:
         """One turn of what is played. Whether there was anything to do."""
         due = surroundings(world, time.time())

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from vmtenancy import resources
+from vmtenancy.controller.metrics import Metrics
 from vmtenancy.errors import Code, Problem, VmtError
 from vmtenancy.kube import errors
 from vmtenancy.kube.cache import Cache
@@ -193,11 +194,16 @@ async def test_events_are_written_and_never_stop_a_chain(client: Client) -> None
         "metadata": {"name": "p", "namespace": "no-such-namespace", "uid": "u"},
     }
     counted: list[tuple[str, str]] = []
-    run = executor(client, Cache(), instance="me", on_step=lambda *what: counted.append(what))
+    metrics = Metrics()
+    run = executor(
+        client, Cache(), instance="me", on_step=lambda *what: counted.append(what), on_event=metrics.event
+    )
     steps = plan(Emit(lost, "Lost", "said to nobody"), Emit(node, "Admitted", "granted " * 300, warning=True))
     [outcome] = await run.execute(steps)
     assert (outcome.done, outcome.error) == (2, None)
     assert counted == [("Emit", "NotFoundError"), ("Emit", "ok")]
+    assert metrics.registry.get_sample_value("vmtenancy_events_total", {"reason": "Admitted"}) == 1
+    assert metrics.registry.get_sample_value("vmtenancy_events_total", {"reason": "Lost"}) is None
     info = await client.kind("events.k8s.io/v1", "Event")
     events = [e for e in (await client.list_all(info))[0] if e["regarding"].get("name") == "n"]
     [event] = events

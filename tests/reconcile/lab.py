@@ -346,6 +346,7 @@ _UID = re.compile(
 _OF_THE_MOMENT = re.compile(
     r'("(?:uid|resourceVersion|creationTimestamp|lastTransitionTime|deletionTimestamp|letGoAt'
     rf'|{re.escape(APPLIED_ANNOTATION)})": )"[^"]*"|("(?:generation|sequence|epoch)": )\d+'
+    r"|\b20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 )
 
 

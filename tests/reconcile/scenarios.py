@@ -133,6 +133,16 @@ SCENARIOS: dict[str, Sequence[Act]] = {
         _ended_inside,
         deleting("VirtualCluster", "llm", "lab"),
     ],
+    "leases end, and one is renewed": [
+        applying(gpu_vm("a", 2, lease={"duration": "2h"}), virtual_cluster(most=2, lease={"duration": "2h"})),
+        running_inside(gpu_pod("p")),
+        passing(90 * 60),
+        passing(90 * 60),
+        editing(
+            "VirtualCluster", "llm", "lab", lease={"duration": "2h", "renewedAt": "2027-01-15T11:00:00Z"}
+        ),
+        deleting("VirtualCluster", "llm", "lab"),
+    ],
     "a virtual cluster goes with all in it": [
         applying(virtual_cluster(guaranteed=0, most=2)),
         running_inside(gpu_pod("p"), gpu_pod("q")),

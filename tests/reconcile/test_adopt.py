@@ -11,10 +11,11 @@ from test_recovery import altered, bound, grants, unjudged, what_runs
 
 from vmtenancy.api.names import ADOPT_ANNOTATION
 from vmtenancy.errors import VmtError
-from vmtenancy.reconcile.adopt_request import propose_pod, propose_vm
+from vmtenancy.reconcile.adopt_request import propose_pod, propose_virtual_cluster, propose_vm
 from vmtenancy.reconcile.steps import Object
 from vmtenancy.reconcile.view import View
 from vmtenancy.reconcile.world import labels_of, owner_uids, uid_of
+from vmtenancy.runtimes.vc_network import MANAGED_BY_VCLUSTER
 from vmtenancy.runtimes.vm_adoption import taken_over
 from vmtenancy.testing.fleet import gpu_node
 from vmtenancy.testing.story import PASSTHROUGH, VGPU
@@ -111,6 +112,46 @@ def test_over_quota_it_is_adopted_and_told(lab: Lab) -> None:
     assert proposal.over_use == ("tenant llm then holds 2 GPUs of pool h100, more than it may",)
     take_in(lab, proposal.write)
     assert lab.status("Tenant", "", "llm")["usage"][0]["allocated"] == "2"
+
+
+def test_all_pods_of_a_vcluster_are_taken_in_at_once(lab: Lab) -> None:
+    """Those of others stay as they are; what is too much is told of all together."""
+    lab.quota_just_decided = False
+    lab.edit("Tenant", "", "llm", quota=[{"pool": "h100", "nominal": 2, "borrowingLimit": 0}])
+    for name, of, node in (
+        ("a", "lab", "pods-1"),
+        ("b", "lab", "pods-1"),
+        ("c", "lab", "pods-2"),
+        ("d", "", "pods-2"),
+    ):
+        pod = gpu_pod(name, namespace="llm")
+        pod["metadata"]["labels"] = {MANAGED_BY_VCLUSTER: of} if of else {}
+        lab.cluster.world.put(bound(lab.cluster.create(pod), node))
+    waits = gpu_pod("waits", namespace="llm")
+    waits["metadata"]["labels"] = {MANAGED_BY_VCLUSTER: "lab"}
+    lab.cluster.create(waits)
+    unjudged(lab)
+    proposals = propose_virtual_cluster(view(lab), "llm", "lab")
+    assert [proposal.write["metadata"]["name"] for proposal in proposals] == ["a", "b", "c"]
+    assert [proposal.over_use for proposal in proposals] == [
+        (),
+        (),
+        ("tenant llm then holds 3 GPUs of pool h100, more than it may",),
+    ]
+    before = what_runs(lab)
+    for proposal in proposals:
+        lab.cluster.replace(proposal.write)
+    unjudged(lab)
+    for _ in range(20):
+        lab.execute(lab.plan())
+    assert {name: node for name, (node, _) in grants(lab).items()} == {
+        "Pod a": "pods-1",
+        "Pod b": "pods-1",
+        "Pod c": "pods-2",
+    }
+    assert what_runs(lab) == before
+    with pytest.raises(VmtError, match="nothing of this vCluster is to be taken in"):
+        propose_virtual_cluster(view(lab), "llm", "lab")
 
 
 def test_a_machine_becomes_a_gpuvm_and_nothing_of_it_changes(lab: Lab) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
-from lab import Lab, gpu_pod, gpu_vm, small_lab, virtual_cluster
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lab import Lab, fork, gpu_pod, gpu_vm, small_lab, virtual_cluster
+
+from vmtenancy.api.names import ALLOCATION_ANNOTATION, CLASS_ANNOTATION, GROUP_ANNOTATION
 
 
-@pytest.fixture
-def lab() -> Lab:
-    """With a tainted node, so that tolerations are looked at."""
+@functools.cache
+def _tainted() -> Lab:
     lab = small_lab()
     node = next(iter(lab.cluster.world.of("Node")))
     tainted = copy.deepcopy(node)
@@ -21,6 +25,16 @@ def lab() -> Lab:
     lab.cluster.create(tainted)
     lab.settle()
     return lab
+
+
+def tainted_lab() -> Lab:
+    """With a tainted node, so that tolerations are looked at."""
+    return fork(_tainted())
+
+
+@pytest.fixture
+def lab() -> Lab:
+    return tainted_lab()
 
 
 def overlay(**spec: Any) -> dict[str, Any]:
@@ -70,6 +84,86 @@ def test_a_virtual_cluster_with_wrong_shapes_stops_nobody(
     lab.settle()
     assert lab.status("GpuVM", "vision", "right")["phase"] == "Running"
     assert lab.reason("VirtualCluster", "llm", "wrong", of) == reason
+
+
+_TEXTS = st.one_of(
+    st.sampled_from(
+        [
+            "",
+            "/",
+            "a/b/c",
+            "x" * 5000,
+            "1" * 5000,
+            "²",
+            "-",
+            "+5",
+            " 5",
+            "5",
+            "-5",
+            "9223372036854775808",
+            "machines",
+        ]
+    ),
+    st.text(max_size=8),
+)
+_EXPRESSIONS = st.fixed_dictionaries(
+    {
+        "key": st.sampled_from(["kubernetes.io/hostname", "metadata.name", "size"]),
+        "operator": st.sampled_from(["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]),
+        "values": st.lists(_TEXTS, min_size=1, max_size=2),
+    }
+)
+_TERMS = st.fixed_dictionaries(
+    {}, optional={name: st.lists(_EXPRESSIONS, max_size=2) for name in ("matchExpressions", "matchFields")}
+)
+_QUANTITIES = st.sampled_from(["0", "1n", "1e3", "250m", "1k", "9223372036854775807", "9Ei", "9E"])
+_WISHES = st.fixed_dictionaries(
+    {},
+    optional={
+        "nodeSelector": st.dictionaries(st.sampled_from(["size", "zone"]), _TEXTS, max_size=1),
+        "tolerations": st.lists(
+            st.fixed_dictionaries(
+                {}, optional={"key": _TEXTS, "operator": st.just("Exists"), "value": _TEXTS}
+            ),
+            max_size=2,
+        ),
+        "affinity": st.fixed_dictionaries(
+            {
+                "nodeAffinity": st.fixed_dictionaries(
+                    {
+                        "requiredDuringSchedulingIgnoredDuringExecution": st.fixed_dictionaries(
+                            {"nodeSelectorTerms": st.lists(_TERMS, min_size=1, max_size=2)}
+                        )
+                    }
+                )
+            }
+        ),
+    },
+)
+_MARKS = st.dictionaries(
+    st.sampled_from([GROUP_ANNOTATION, CLASS_ANNOTATION, ALLOCATION_ANNOTATION]), _TEXTS, max_size=3
+)
+
+
+@given(
+    wishes=_WISHES, marks=_MARKS, requests=st.dictionaries(st.sampled_from(["cpu", "memory"]), _QUANTITIES)
+)
+@settings(max_examples=60)
+def test_whatever_a_pod_says_stops_nobody(
+    wishes: dict[str, Any], marks: dict[str, str], requests: dict[str, str]
+) -> None:
+    lab = tainted_lab()
+    for node in lab.cluster.world.of("Node"):
+        lab.cluster.replace({**node, "metadata": {**node["metadata"], "labels": {"size": "3"}}})
+    odd = gpu_pod("odd", 1, namespace="llm", **wishes)
+    odd["metadata"]["annotations"] = marks
+    for container in odd["spec"]["containers"] * 2:
+        container["resources"]["requests"] = {**container["resources"].get("limits", {}), **requests}
+    odd["spec"]["containers"].append({**odd["spec"]["containers"][0], "name": "second"})
+    lab.apply(odd, gpu_pod("right", namespace="llm"), gpu_vm("right"))
+    lab.settle()
+    assert lab.status("GpuVM", "vision", "right")["phase"] == "Running"
+    assert lab.get("Pod", "llm", "right")["spec"]["nodeName"]
 
 
 def test_numbers_beyond_all_nodes_stop_nobody(lab: Lab) -> None:

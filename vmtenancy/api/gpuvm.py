@@ -22,6 +22,7 @@ from vmtenancy.api.common import (
     Text,
     by_alias,
 )
+from vmtenancy.api.lease import Lease, LeaseStatus
 from vmtenancy.api.overlay import Overlay, OwnedPath
 from vmtenancy.api.quantity import Quantity
 
@@ -216,6 +217,9 @@ class GpuVMSpec(ApiModel):
         description="False: it is never stopped to make room for others, and has to fit into what is its tenant's own. "
         "As it was when its GPUs were granted.",
     )
+    lease: Lease | None = Field(
+        default=None, description="For how long it has its GPUs; then it is stopped, until it is renewed."
+    )
     vm: Annotated[dict[str, Any], Overlay(OWNED_VM_PATHS)] = Field(
         default_factory=dict,
         description="Overlay over the spec of the KubeVirt VirtualMachine, except for what vmtenancy sets.",
@@ -267,7 +271,7 @@ class AllocationStatus(ApiModel):
 
 
 class GpuVMStatus(Status):
-    """Where it stands. Conditions `Admitted`, `Ready`, `Degraded`."""
+    """Where it stands. Conditions `Admitted`, `Ready`, `Degraded`, and with a lease `LeaseEnding`."""
 
     phase: (
         Literal["Pending", "Admitted", "Starting", "Running", "Stopping", "Stopped", "Failed", "Deleting"]
@@ -277,6 +281,7 @@ class GpuVMStatus(Status):
     queue_position: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Its place among what waits for the same pool; 1 is next."
     )
+    lease: LeaseStatus | None = Field(default=None, description="Its lease.")
     avoided_nodes: Annotated[tuple[DnsSubdomain, ...], Items(most=MOST_AVOIDED, unique=True)] = Field(
         default=(),
         description="Nodes on which it did not start: others come first, until it has started on one.",
@@ -297,6 +302,7 @@ class GpuVM(Kind):
         PrinterColumn(name="Phase", json_path=".status.phase"),
         PrinterColumn(name="Node", json_path=".status.allocation.node"),
         AGE,
+        PrinterColumn(name="Expires", json_path=".status.lease.expiresAt", priority=1),
         PrinterColumn(name="Message", json_path=".status.message", priority=1),
     )
 

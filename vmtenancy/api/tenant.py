@@ -22,6 +22,7 @@ from vmtenancy.api.common import (
     digits_of,
 )
 from vmtenancy.api.gpuvm import Priority
+from vmtenancy.api.lease import TenantLeases
 
 
 class ClassLimit(ApiModel):
@@ -112,6 +113,9 @@ class TenantSpec(ApiModel):
     )
     preemption: Preemption = Field(
         default=Preemption(), description="What may be stopped to make room for its requests."
+    )
+    leases: TenantLeases = Field(
+        default=TenantLeases(), description="For how long its GpuVMs and VirtualClusters have their GPUs."
     )
     fair_share: FairShare = Field(
         default=FairShare(), description="Its place among the other members of its cohort."

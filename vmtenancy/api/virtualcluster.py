@@ -20,6 +20,7 @@ from vmtenancy.api.common import (
     digits_of,
 )
 from vmtenancy.api.gpuvm import Priority
+from vmtenancy.api.lease import Lease, LeaseStatus
 from vmtenancy.api.overlay import Overlay, OwnedPath
 
 _Units = Annotated[int, Field(ge=0, le=4096)]
@@ -76,6 +77,10 @@ class VirtualClusterSpec(ApiModel):
     priority: Priority = Field(
         default=0, description="Higher goes first, among the waiting requests of all tenants."
     )
+    lease: Lease | None = Field(
+        default=None,
+        description="For how long it has GPUs; then its pods with GPUs are stopped, until it is renewed.",
+    )
     values: Annotated[dict[str, Any], Overlay(OWNED_VALUES_PATHS)] = Field(
         default_factory=dict,
         description="Overlay over the values of vCluster's chart, except for what vmtenancy sets.",
@@ -104,7 +109,7 @@ class ElasticUsage(ApiModel):
 
 
 class VirtualClusterStatus(Status):
-    """Where it stands. Conditions `Admitted`, `Ready`."""
+    """Where it stands. Conditions `Admitted`, `Ready`, and with a lease `LeaseEnding`."""
 
     phase: Literal["Pending", "Provisioning", "Ready", "Degraded", "Deleting"] | None = Field(
         default=None, description="The stage of its life."
@@ -116,6 +121,7 @@ class VirtualClusterStatus(Status):
     gpus: Annotated[tuple[ElasticUsage, ...], Items(most=8, keys=("class",))] = Field(
         default=(), description="What it may have and has, per class."
     )
+    lease: LeaseStatus | None = Field(default=None, description="Its lease.")
     queue_position: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Its place among what waits for the same pool; 1 is next."
     )
@@ -136,6 +142,7 @@ class VirtualCluster(Kind):
         PrinterColumn(name="Used", json_path=".status.gpus[0].used", type="integer"),
         PrinterColumn(name="Phase", json_path=".status.phase"),
         AGE,
+        PrinterColumn(name="Expires", json_path=".status.lease.expiresAt", priority=1),
         PrinterColumn(name="Message", json_path=".status.message", priority=1),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 _KINDS = {
     **dict.fromkeys(("pod", "pods", "po"), "Pod"),
     **dict.fromkeys(("vm", "vms", "virtualmachine", "virtualmachines"), "VirtualMachine"),
-    **dict.fromkeys(("virtualcluster", "virtualclusters", "vcl", "vcluster"), "VirtualCluster"),
+    "vcluster": "vCluster",
 }
 
 
 def adopt(
-    target: Annotated[str, typer.Argument(help="pod/NAME or vm/NAME.")],
+    target: Annotated[str, typer.Argument(help="pod/NAME, vm/NAME or vcluster/NAME.")],
     namespace: Annotated[str, typer.Option("--namespace", "-n", help="Its namespace.")] = "default",
     class_: Annotated[
         str | None,
@@ -40,45 +41,47 @@ def adopt(
 ) -> None:
     """Give a pod or a KubeVirt machine that runs on GPUs a grant of what it has, without a restart.
 
-    A pod keeps its devices and gets a grant. A VirtualMachine becomes the GpuVM of its name. Quota does not stop it:
-    what runs is recorded, and over-use is told. The controller decides; this command asks it and waits.
+    A pod keeps its devices and gets a grant; of a vCluster in a tenant's namespace, each of its pods with GPUs does. A
+    VirtualMachine becomes the GpuVM of its name. Quota does not stop it: what runs is recorded, and over-use is told.
+    The controller decides; this command asks it and waits.
     """
     kind, slash, name = target.partition("/")
     if not slash or not name or kind.lower() not in _KINDS:
-        raise typer.BadParameter(f"found {target!r}; expected pod/NAME or vm/NAME")
+        raise typer.BadParameter(f"found {target!r}; expected pod/NAME, vm/NAME or vcluster/NAME")
     kind = _KINDS[kind.lower()]
     if class_ is not None and kind != "VirtualMachine":
         raise typer.BadParameter("--class is for machines; a pod names its class in vmtenancy.io/class")
-    if kind == "VirtualCluster":
-        message = "a vCluster that was installed by Helm lives in a namespace that is not the controller's"
-        expected = "a new VirtualCluster, to which its workloads are moved"
-        raise VmtError(Problem(Code.ADOPT, "", message, target, expected))
     from vmtenancy.kube.live import LiveWorld
     from vmtenancy.reconcile.world import ref_of, uid_of
 
     with LiveWorld(kubeconfig, context) as live:
-        proposal = _propose(live.world(), kind, namespace, name, class_)
-        _tell(proposal, dry_run=dry_run)
+        proposals = _propose(live.world(), kind, namespace, name, class_)
+        for proposal in proposals:
+            _tell(proposal, dry_run=dry_run)
         if dry_run:
             return
-        written = live.call(partial(_store, proposal.write))
-        done = live.wait(partial(_is_taken_in, uid=uid_of(written), runs=proposal.grant is not None), timeout)
-        if done is None:
-            found = _says(live.world(), written) or "nothing"
-            message = f"the controller has not taken {ref_of(written)} in within {timeout:g} s: does one run?"
-            raise VmtError(Problem(Code.CLUSTER, "", message, found))
-        typer.echo(f"{ref_of(written)} is taken in")
+        end = time.monotonic() + timeout
+        written = [live.call(partial(_store, proposal.write)) for proposal in proposals]
+        for obj, proposal in zip(written, proposals, strict=True):
+            taken_in = partial(_is_taken_in, uid=uid_of(obj), runs=proposal.grant is not None)
+            if live.wait(taken_in, max(0.0, end - time.monotonic())) is None:
+                found = _says(live.world(), obj) or "nothing"
+                message = f"the controller has not taken {ref_of(obj)} in within {timeout:g} s: does one run?"
+                raise VmtError(Problem(Code.CLUSTER, "", message, found))
+            typer.echo(f"{ref_of(obj)} is taken in")
 
 
-def _propose(world: World, kind: str, namespace: str, name: str, class_: str | None) -> Proposal:
-    import time
-
-    from vmtenancy.reconcile.adopt_request import propose_pod, propose_vm
+def _propose(world: World, kind: str, namespace: str, name: str, class_: str | None) -> list[Proposal]:
+    from vmtenancy.reconcile.adopt_request import propose_pod, propose_virtual_cluster, propose_vm
     from vmtenancy.reconcile.view import View
 
     world.templates = resources.templates()
     view = View(world, time.time())
-    return propose_pod(view, namespace, name) if kind == "Pod" else propose_vm(view, namespace, name, class_)
+    if kind == "vCluster":
+        return propose_virtual_cluster(view, namespace, name)
+    return [
+        propose_pod(view, namespace, name) if kind == "Pod" else propose_vm(view, namespace, name, class_)
+    ]
 
 
 def _tell(proposal: Proposal, *, dry_run: bool) -> None:

@@ -21,6 +21,7 @@ from vmtenancy.cli import (
     get,
     install,
     picture,
+    renew_cmd,
 )
 from vmtenancy.errors import Code, VmtError
 
@@ -38,6 +39,7 @@ app.command("get")(get.get)
 app.command("explain")(explain_cmd.explain)
 app.command("doctor")(doctor_cmd.doctor)
 app.command("adopt")(adopt_cmd.adopt)
+app.command("renew")(renew_cmd.renew)
 app.command("fleet")(picture.fleet)
 app.command("export")(backup_cmd.export)
 app.command("import")(backup_cmd.import_)

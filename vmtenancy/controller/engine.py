@@ -44,6 +44,7 @@ class Engine:
             may_write=leads,
             instance=world.identity,
             on_step=metrics.step,
+            on_event=metrics.event,
         )
         self.allocator = Allocator(
             self.cache,

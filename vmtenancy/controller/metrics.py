@@ -52,6 +52,12 @@ class Metrics:
             ["kind", "outcome"],
             registry=self.registry,
         )
+        self._events = Counter(
+            "vmtenancy_events",
+            "Events written, by reason: LeaseExpired, LeaseEnding, Preempted, NotBound, ...",
+            ["reason"],
+            registry=self.registry,
+        )
         self.chains_failed = Counter(
             "vmtenancy_chains_failed", "Chains stopped by an error", registry=self.registry
         )
@@ -78,6 +84,10 @@ class Metrics:
     def step(self, kind: str, outcome: str) -> None:
         """Count one step."""
         self._steps.labels(kind, outcome).inc()
+
+    def event(self, reason: str) -> None:
+        """Count one Event."""
+        self._events.labels(reason).inc()
 
     def watch_restart(self, kind: str, reason: str) -> None:
         """Count one restart of a watch."""

@@ -80,14 +80,15 @@ class Executor:
         may_write: Callable[[], bool],
         instance: str = "",
         on_step: Callable[[str, str], None] = lambda kind, outcome: None,
+        on_event: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """`may_write` is asked before every step: false once leadership is lost, however long a pause took.
 
         `instance` names this process in Events. `on_step` gets the kind of step and `ok` or the error's class
-        name.
+        name, `on_event` the reason of each Event that was written.
         """
         self._client, self._cache, self._render = client, cache, render
-        self._may_write, self._on_step = may_write, on_step
+        self._may_write, self._on_step, self._on_event = may_write, on_step, on_event
         self._instance = instance or MANAGED_BY
         self._stopping = False
         self.waiting = 0
@@ -127,6 +128,8 @@ class Executor:
                     await self._reread(step)
                 return Outcome(chain, done, error)
             self._on_step(type(step).__name__, "ok")
+            if isinstance(step, Emit):
+                self._on_event(step.reason)
         return Outcome(chain, len(chain.steps))
 
     async def _step(self, step: Step) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vmtenancy.api import parse
@@ -11,6 +12,7 @@ from vmtenancy.api.gpuclass import GpuClass
 from vmtenancy.api.gpuvm import GpuVM
 from vmtenancy.api.names import ADOPT_ANNOTATION
 from vmtenancy.core.fleet.model import MODES, Runtime
+from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit
 from vmtenancy.errors import Code, Problem, VmtError
 from vmtenancy.reconcile.adoption import recover
@@ -20,9 +22,10 @@ from vmtenancy.reconcile.lineage import ancestor
 from vmtenancy.reconcile.steps import Object, Ref
 from vmtenancy.reconcile.supply import class_resources, quota_tree_of
 from vmtenancy.reconcile.view import View
-from vmtenancy.reconcile.world import World, annotations_of, ref_of, uid_of
+from vmtenancy.reconcile.world import World, annotations_of, labels_of, ref_of, uid_of
 from vmtenancy.runtimes import kubevirt
 from vmtenancy.runtimes.kubevirt import VmInputs
+from vmtenancy.runtimes.vc_network import MANAGED_BY_VCLUSTER
 from vmtenancy.runtimes.vm_adoption import differences, gpuvm_for
 
 
@@ -31,7 +34,7 @@ class Proposal:
     """`write` is to be stored: a Pod with the annotation, or a new GpuVM. `grant` is what it will get.
 
     None for a machine that is stopped: it asks for GPUs once it starts. `over_use` says, per pool, where the tenant
-    will hold more than it may.
+    will hold more than it may, with this and those before it.
     """
 
     write: Object
@@ -53,8 +56,32 @@ def propose_pod(view: View, namespace: str, name: str) -> Proposal:
         raise _refused("it is not bound to a node, so it holds nothing", str(ref_of(pod)), "a running pod")
     if uid_of(pod) not in view.gpu_pods_by_uid:
         raise _refused("it has finished, or asks for no GPUs", str(ref_of(pod)), "a running pod with GPUs")
+    (proposal,) = _judged(view, [_marked(pod)])
+    return proposal
+
+
+def propose_virtual_cluster(view: View, namespace: str, name: str) -> list[Proposal]:
+    """Take in all pods on GPUs of a vCluster that somebody installed in a tenant's namespace.
+
+    Those of a vCluster are the ones with its syncer's label. Raises `VmtError` (ADOPT) where one can not be taken in.
+    """
+    pods = [
+        pod
+        for pod in view.pods_by_namespace.get(namespace, ())
+        if labels_of(pod).get(MANAGED_BY_VCLUSTER) == name
+        and uid_of(pod) in view.gpu_pods_by_uid
+        and pod["spec"].get("nodeName")
+        and uid_of(pod) not in view.live_by_pod
+    ]
+    if not pods:
+        expected = f"pods with the label {MANAGED_BY_VCLUSTER}={name} that run on GPUs without a grant"
+        raise _refused("nothing of this vCluster is to be taken in", f"{namespace}/{name}", expected)
+    return _judged(view, [_marked(pod) for pod in sorted(pods, key=lambda pod: str(ref_of(pod)))])
+
+
+def _marked(pod: Object) -> Object:
     marks = {**annotations_of(pod), ADOPT_ANNOTATION: "true"}
-    return _judged(view, pod | {"metadata": pod["metadata"] | {"annotations": marks}})
+    return pod | {"metadata": pod["metadata"] | {"annotations": marks}}
 
 
 def propose_vm(view: View, namespace: str, name: str, class_: str | None = None) -> Proposal:
@@ -83,7 +110,7 @@ def propose_vm(view: View, namespace: str, name: str, class_: str | None = None)
         raise _refused(
             "what runs would change, at its next start or before", ", ".join(paths), "a spec that stays"
         )
-    proposal = _judged(view, stored)
+    (proposal,) = _judged(view, [stored])
     return dataclasses.replace(proposal, write=manifest)
 
 
@@ -98,33 +125,43 @@ def _as_stored(machine: Object) -> Object:
     }
 
 
-def _judged(view: View, write: Object) -> Proposal:
-    """What the planner would decide with `write` stored."""
-    tenant = _tenant(view, write["metadata"]["namespace"])
+def _judged(view: View, writes: Sequence[Object]) -> list[Proposal]:
+    """What the planner would decide with `writes`, all of one namespace, stored."""
+    tenant = _tenant(view, writes[0]["metadata"]["namespace"])
     world = view.world
-    objects = {**world.objects, write["kind"]: dict(world.objects[write["kind"]])}
+    objects = {kind: dict(objs) for kind, objs in world.objects.items()}
     twin = World(objects=objects, templates=world.templates)
-    twin.put(write)
+    for write in writes:
+        twin.put(write)
     recovery = recover(View(twin, view.now), frozenset())
-    for refused in recovery.refused:
-        if uid_of(refused.owner) == uid_of(write):
-            raise _refused(refused.message, str(ref_of(write)), "what a grant could name")
-    mine = [admit for asked, admit in recovery.grants if uid_of(asked.owner) == uid_of(write)]
-    grant = mine[0] if mine else None
-    return Proposal(write, tenant, grant, tuple(_over_use(view, tenant, grant)) if grant else ())
-
-
-def _over_use(view: View, tenant: str, grant: Admit) -> Iterator[str]:
-    tree, usage = quota_tree_of(view), charges(view)
-    for (name, pool), parts in usage.items():
+    refused = {uid_of(each.owner): each.message for each in recovery.refused}
+    grants = {uid_of(asked.owner): admit for asked, admit in recovery.grants}
+    tree, held = quota_tree_of(view), Counter[str]()
+    for (name, pool), parts in charges(view).items():
         tree.charge(name, pool, parts, name)
-    added: dict[str, int] = {}
+        if name == tenant:
+            held[pool] += parts
+    proposals = []
+    for write in writes:
+        if message := refused.get(uid_of(write)):
+            raise _refused(message, str(ref_of(write)), "what a grant could name")
+        grant = grants.get(uid_of(write))
+        over_use = tuple(_charge(tree, tenant, held, grant)) if grant else ()
+        proposals.append(Proposal(write, tenant, grant, over_use))
+    return proposals
+
+
+def _charge(tree: QuotaTree, tenant: str, held: Counter[str], grant: Admit) -> Iterator[str]:
+    """Charge a grant, and say in which pools its tenant then holds more than it may."""
+    added = Counter[str]()
     for part in grant.placement.grants if grant.placement else ():
-        added[part.pool] = added.get(part.pool, 0) + part.parts
+        added[part.pool] += part.parts
     for pool, parts in sorted(added.items()):
-        if not tree.fits(tenant, pool, parts):
-            total = gpus_text(usage.get((tenant, pool), 0) + parts)
-            yield f"tenant {tenant} then holds {total} GPUs of pool {pool}, more than it may"
+        fits = tree.fits(tenant, pool, parts)
+        tree.charge(tenant, pool, parts, grant.demand.key)
+        held[pool] += parts
+        if not fits:
+            yield f"tenant {tenant} then holds {gpus_text(held[pool])} GPUs of pool {pool}, more than it may"
 
 
 def _classes_by_device(view: View, tenant: str, class_: str | None) -> dict[str, str]:

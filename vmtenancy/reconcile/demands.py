@@ -16,6 +16,7 @@ from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.gate import root_owner
 from vmtenancy.reconcile.groups import gather, group_of
 from vmtenancy.reconcile.holders import is_ending, owner_of, vm_is_holding, vm_wants_devices
+from vmtenancy.reconcile.leases import refusal
 from vmtenancy.reconcile.lineage import running_launchers
 from vmtenancy.reconcile.machine import machine_objects
 from vmtenancy.reconcile.node_fit import fits_node, is_constrained, tolerates
@@ -61,15 +62,19 @@ def _waiting(view: View, ending: frozenset[str]) -> Iterator[Asked | Unclear]:
                 continue  # its machine runs on devices already: they are recovered, never asked for
             vm = view.parsed(obj, GpuVM)
             if not isinstance(vm, VmtError) and vm_wants_devices(view, vm, None):
-                yield _vm_demand(view, obj, vm)
+                yield refusal(view, obj) or _vm_demand(view, obj, vm)
     for obj in view.world.of("VirtualCluster"):
         if not is_deleting(obj) and not has_grant(obj):
             cluster = view.parsed(obj, VirtualCluster)
-            if not isinstance(cluster, VmtError) and guaranteed_of(cluster):
+            if isinstance(cluster, VmtError):
+                continue
+            if refused := refusal(view, obj):
+                yield refused
+            elif guaranteed_of(cluster):
                 yield cluster_demand(view, obj, cluster)
     for pod in view.gated_pods:
         if not has_grant(pod) and not root_owner(view, pod):
-            yield pod_demand(view, pod)
+            yield refusal(view, pod) or pod_demand(view, pod)
 
 
 def guaranteed_of(cluster: VirtualCluster) -> tuple[tuple[str, int], ...]:

@@ -14,6 +14,7 @@ from vmtenancy.reconcile.admit import Admission
 from vmtenancy.reconcile.apply import changes, leftovers, taken_by_others
 from vmtenancy.reconcile.finalizer import with_finalizer, without_finalizer
 from vmtenancy.reconcile.holders import is_as_asked, is_revoked, vm_is_holding, vm_wants_devices
+from vmtenancy.reconcile.leases import ending_conditions, is_over, status_of
 from vmtenancy.reconcile.lineage import ancestor, machine_to_adopt, running_launchers
 from vmtenancy.reconcile.machine import machine_objects
 from vmtenancy.reconcile.node_trouble import trouble_of
@@ -165,7 +166,7 @@ def _report(
         message = wait.message if wait else unclear.message if unclear else ""
         position = (wait.position or None) if wait else None
         admitted = Condition("Admitted", False, reason, message, event=True, warning=True)
-        phase = "Pending"
+        phase = "Stopped" if is_over(view, obj) else "Pending"
     else:
         # Decided in this very plan, or still letting go of what it held before.
         return []
@@ -175,8 +176,14 @@ def _report(
     elif degraded.status:
         message = message or degraded.message
     ready = Condition("Ready", seen.ready and grant is not None, phase, message, event=seen.ready)
-    more = {"queuePosition": position, "avoidedNodes": _avoided(view, obj, grant, phase)}
-    return _status(view, obj, phase, message, grant, [admitted, ready, degraded], generation, more)
+    more = {
+        "queuePosition": position,
+        "avoidedNodes": _avoided(view, obj, grant, phase),
+        # One that its owner has stopped may start again with a new one.
+        "lease": None if grant is None and vm.spec.run_strategy == "Halted" else status_of(view, obj),
+    }
+    conditions = [admitted, ready, degraded, *ending_conditions(view, obj)]
+    return _status(view, obj, phase, message, grant, conditions, generation, more)
 
 
 def _degraded(

@@ -72,7 +72,8 @@ def _admitted(view: View, ending: frozenset[str]) -> Counter[str]:
 
 def _trouble(view: View, group: str, members: int) -> tuple[str, str] | None:
     """Why a group is not decided: (reason, message)."""
-    obj = view.world.get("GpuGroup", *group.split("/"))
+    namespace, _, name = group.partition("/")  # a pod may name its group anything
+    obj = view.world.get("GpuGroup", namespace, name)
     found = view.parsed(obj, GpuGroup) if obj is not None and not is_deleting(obj) else None
     if found is None:
         return "UnknownGroup", f"group {group} does not exist"

@@ -161,7 +161,11 @@ def _pod_ended(view: View, allocation: Allocation) -> bool:
 
 
 def _hold_ended(view: View, allocation: Allocation, parents: set[str]) -> bool:
-    obj = owner_of(view, allocation)
-    if obj is not None and not is_deleting(obj):
+    if allocation.name in parents:
         return False
-    return allocation.name not in parents and not view.labelled.get(allocation.owner_uid)
+    obj = owner_of(view, allocation)
+    if obj is None or is_deleting(obj):
+        return not view.labelled.get(allocation.owner_uid)
+    # Its status has to say first that it holds nothing, else the hold would seem to be lost, and be given again.
+    told = (obj.get("status") or {}).get("gpus") or ()
+    return is_revoked(view, allocation) and not any(gpu["guaranteed"] for gpu in told)

@@ -6,11 +6,15 @@ documentation of "Assigning Pods to Nodes" and "Taints and Tolerations".
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from vmtenancy.reconcile.steps import Object
 from vmtenancy.reconcile.world import labels_of
+
+#: Longer texts are refused although Go reads leading zeros: no number of 64 bits needs more.
+_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,64}")
 
 
 def is_constrained(pod: Mapping[str, Any]) -> bool:
@@ -79,12 +83,15 @@ def _holds(expression: Mapping[str, Any], value: str | None) -> bool:
         case "DoesNotExist":
             return value is None
         case "Gt" | "Lt" as operator:
-            if value is None or not _is_integer(value) or not _is_integer(values[0]):
+            found, bound = _int64(value or ""), _int64(values[0])
+            if found is None or bound is None:
                 return False
-            return int(value) > int(values[0]) if operator == "Gt" else int(value) < int(values[0])
+            return found > bound if operator == "Gt" else found < bound
         case _:
             return False
 
 
-def _is_integer(text: str) -> bool:
-    return text.removeprefix("-").isdigit()
+def _int64(text: str) -> int | None:
+    """What Go's `strconv.ParseInt(text, 10, 64)` makes of it; None where that is an error."""
+    number = int(text) if _INTEGER.fullmatch(text) else None
+    return number if number is not None and -(1 << 63) <= number < 1 << 63 else None

@@ -11,6 +11,7 @@ from vmtenancy.reconcile.adoption import record_chains
 from vmtenancy.reconcile.gate import gate_chains
 from vmtenancy.reconcile.gpuvm import gpuvm_chains
 from vmtenancy.reconcile.groups import group_chains
+from vmtenancy.reconcile.leases import lease_chains, next_lease_event
 from vmtenancy.reconcile.ledger import housekeeping, take_over_chain
 from vmtenancy.reconcile.orphans import orphan_chains
 from vmtenancy.reconcile.revocation import next_deadline, revocation_chains
@@ -36,6 +37,7 @@ def plan(world: World, now: float) -> Plan:
     chains += record_chains(view, admission.ending)
     chains += gate_chains(view, admission.ending)
     chains += admission.preemptions
+    chains += lease_chains(view)
     chains += revocation_chains(view)
     chains += housekeeping(view)
     chains += tenancy
@@ -45,4 +47,5 @@ def plan(world: World, now: float) -> Plan:
     if admission.chain is None:  # else its members are about to change
         chains += group_chains(view, admission.waits, admission.unclear)
     chains += orphan_chains(view)
-    return Plan(tuple(chains), retry_at=next_deadline(view))
+    due = [time for time in (next_deadline(view), next_lease_event(view)) if time is not None]
+    return Plan(tuple(chains), retry_at=min(due, default=None))

@@ -26,7 +26,11 @@ MOST_MESSAGE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One condition as wanted now. `event`: a transition into it is worth an Event."""
+    """One condition as wanted now. `event`: a transition into it is worth an Event.
+
+    With `each_message_is_new` another message is a transition too. A longer message is cut here, so that what is shown
+    can be compared with what is wanted.
+    """
 
     type: str
     status: bool
@@ -34,6 +38,10 @@ class Condition:
     message: str = ""
     event: bool = False
     warning: bool = False
+    each_message_is_new: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", self.message[:MOST_MESSAGE])
 
 
 def condition(obj: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
@@ -64,7 +72,7 @@ def merged(
                 "type": want.type,
                 "status": status,
                 "reason": want.reason,
-                "message": want.message[:MOST_MESSAGE],
+                "message": want.message,
                 "observedGeneration": generation,
                 "lastTransitionTime": timestamp(now) if turned or old is None else old["lastTransitionTime"],
             }
@@ -93,8 +101,12 @@ def status_steps(
         return ()
     events = []
     for want in conditions:
-        old = condition(obj, want.type)
-        changed = old is None or (old["reason"], old["status"]) != (want.reason, str(want.status))
-        if want.event and changed:
+        if want.event and _is_transition(condition(obj, want.type), want):
             events.append(Emit(obj, want.reason, want.message, want.warning))
     return (Replace({**obj, "status": status}, status=True), *events)
+
+
+def _is_transition(old: Mapping[str, Any] | None, want: Condition) -> bool:
+    if old is None or (old["reason"], old["status"]) != (want.reason, str(want.status)):
+        return True
+    return want.each_message_is_new and old["message"] != want.message

@@ -14,7 +14,9 @@ from vmtenancy.errors import Code, Problem, VmtError
 from vmtenancy.reconcile.admit import Admission
 from vmtenancy.reconcile.apply import changes, leftovers, taken_by_others
 from vmtenancy.reconcile.finalizer import with_finalizer, without_finalizer
+from vmtenancy.reconcile.holders import is_revoked
 from vmtenancy.reconcile.kinds import KINDS
+from vmtenancy.reconcile.leases import ending_conditions, status_of
 from vmtenancy.reconcile.status import Condition, status_steps
 from vmtenancy.reconcile.steps import Chain, Delete, Object, RenderChart, Step
 from vmtenancy.reconcile.supply import class_resources
@@ -142,10 +144,14 @@ def _report(
     uid = uid_of(obj)
     wait, unclear = admission.waits.get(uid), admission.unclear.get(uid)
     position = None
-    held = grant.wanted if grant else {}
+    revoked = grant is not None and is_revoked(view, grant)
+    held = grant.wanted if grant and not revoked else {}
     kubeconfig = vcluster.kubeconfig_name(vc)
     handed_out = view.world.get("Secret", vc.metadata.namespace, kubeconfig) is not None
-    if grant is not None or not any(gpu.guaranteed for gpu in vc.spec.gpus):
+    if grant is not None and revoked:
+        admitted = Condition("Admitted", False, grant.revoked, grant.revoked_message, True, warning=True)
+        phase, message = "Pending", grant.revoked_message
+    elif grant is not None or not (unclear or any(gpu.guaranteed for gpu in vc.spec.gpus)):
         what = ", ".join(f"{count} x {name}" for name, count in held.items())
         message = f"holds {what}" if what else "nothing is guaranteed, so nothing is held"
         admitted = Condition("Admitted", True, "Admitted", message, event=True)
@@ -178,9 +184,10 @@ def _report(
             for g in vc.spec.gpus
         ],
         "queuePosition": position,
+        "lease": status_of(view, obj),
         "message": message[:1024],
     }
-    return _status(view, obj, fields, [admitted, ready], generation)
+    return _status(view, obj, fields, [admitted, ready, *ending_conditions(view, obj)], generation)
 
 
 def _used(view: View, vc: VirtualCluster, uid: str) -> dict[str, int]:
