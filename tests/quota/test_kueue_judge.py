@@ -1,7 +1,7 @@
 """`core.quota.kueue` decides as Kueue does, and vmtenancy itself is never worse, judged by Kueue's own preemptor.
 
-`kueue_answers.json` holds what it answered for `random_cases(seed, count)`; the answers are compared with those of the
-real one, which is built from its pinned module, in the test that is marked so.
+`kueue_answers.json` holds what it answered for random cases of each suite; that it still does is asked of the real one,
+which is built from its pinned module, in the tests that are marked so.
 """
 
 from __future__ import annotations
@@ -17,31 +17,38 @@ from vmtenancy.testing import kueue_judge
 from vmtenancy.testing.quota_case_format import QuotaCase
 from vmtenancy.testing.quota_cases import parse
 
-ANSWERS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "kueue_answers.json").read_text())
-SUITE = 2000
+ANSWERS: dict[str, list[list[str]]] = json.loads((Path(__file__).parent / "kueue_answers.json").read_text())
+SUITES: dict[str, dict[str, bool]] = {
+    "all-policies": {},
+    "fair-sharing": {"fair": True},
+    "policies-of-both": {"ours": True},
+}
+RECORDED_SEED, SEED, COUNT = 101, 1, 2000
 
 
-@pytest.mark.parametrize("recorded", ANSWERS, ids=lambda recorded: f"seed-{recorded['seed']}")
-def test_the_same_victims_as_recorded_of_kueue(recorded: dict[str, Any]) -> None:
-    cases = kueue_judge.random_cases(recorded["seed"], len(recorded["victims"]), ours=recorded["ours"])
-    assert [sorted(kueue_judge.compatible(case)) for case in cases] == recorded["victims"]
-    assert sum(map(bool, recorded["victims"])) > len(cases) / 3
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_same_victims_as_recorded_of_kueue(suite: str) -> None:
+    recorded = ANSWERS[suite]
+    cases = kueue_judge.random_cases(RECORDED_SEED, len(recorded), **SUITES[suite])
+    assert [sorted(kueue_judge.compatible(case)) for case in cases] == recorded
+    assert sum(map(bool, recorded)) > len(cases) / 3
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("ours", [False, True], ids=["all-policies", "policies-of-both"])
-def test_the_same_victims_as_the_real_kueue(ours: bool) -> None:
-    for recorded in ANSWERS:
-        if recorded["ours"] is ours:
-            cases = kueue_judge.random_cases(recorded["seed"], len(recorded["victims"]), ours=ours)
-            assert [sorted(victims) for victims in kueue_judge.judge(cases)] == recorded["victims"]
-    report = kueue_judge.compare(kueue_judge.random_cases(1, SUITE, ours=ours), ours=ours)
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_same_victims_as_the_real_kueue(suite: str) -> None:
+    recorded = ANSWERS[suite]
+    cases = kueue_judge.random_cases(RECORDED_SEED, len(recorded), **SUITES[suite])
+    assert [sorted(victims) for victims in kueue_judge.judge(cases)] == recorded
+    ours = suite == "policies-of-both"
+    report = kueue_judge.compare(kueue_judge.random_cases(SEED, COUNT, **SUITES[suite]), ours=ours)
     assert report.different == []
-    assert report.rooms["kueue"] > SUITE / 3, "cases in which somebody has to go"
+    assert report.rooms["kueue"] > COUNT / 3, "cases in which somebody has to go"
     if ours:
         assert report.worse_off == []
         assert report.both["vmtenancy"] <= report.both["kueue"]
         assert report.victims["vmtenancy"] <= report.victims["kueue"]
+        assert report.gpus["vmtenancy"] <= report.gpus["kueue"]
 
 
 def workload(name: str, queue: str, gpus: int, **more: Any) -> dict[str, Any]:
@@ -166,6 +173,77 @@ HAND_MADE: dict[str, tuple[QuotaCase, set[str]]] = {
 }
 
 
+def fair(
+    queues: dict[str, tuple[str, int]], running: list[dict[str, Any]], incoming: dict[str, Any]
+) -> QuotaCase:
+    """With fair sharing: queues by name, of a cohort with a nominal quota; the cohort `right` is below `root`."""
+    (case,) = parse(
+        {
+            "name": "hand-made",
+            "shows": "What the text of the test says.",
+            "fairSharing": True,
+            "cohorts": [
+                {"name": "root", "quota": [{"pool": "h100", "nominal": 2}]},
+                {"name": "right", "parent": "root"},
+            ],
+            "queues": [
+                {
+                    "name": name,
+                    "cohort": cohort,
+                    "quota": [{"pool": "h100", "nominal": nominal}],
+                    "preemption": {"reclaimWithinCohort": "LowerPriority"},
+                }
+                for name, (cohort, nominal) in queues.items()
+            ],
+            "running": running,
+            "incoming": [incoming],
+            "expected": {},
+        }
+    )
+    return case
+
+
+HAND_MADE |= {
+    "fair-who-borrows-no-more-is-spared-though-its-cohort-does": (
+        fair(
+            {"a": ("root", 2), "b": ("right", 1), "x": ("right", 0)},
+            [workload("w1", "b", 1), workload("w2", "b", 1), workload("high", "x", 3, priority=9)],
+            workload("new", "a", 2, priority=5),
+        ),
+        set(),
+    ),
+    "fair-of-equal-shares-the-lowest-priority": (
+        fair(
+            {"a": ("root", 2), "b": ("root", 0), "c": ("root", 0)},
+            [
+                workload("b0", "b", 1, priority=0),
+                workload("b5", "b", 1, priority=5),
+                workload("c1", "c", 1, priority=1),
+                workload("c2", "c", 1, priority=2),
+            ],
+            workload("new", "a", 1, priority=9),
+        ),
+        {"b0"},
+    ),
+    "fair-shares-are-evened-out": (
+        fair(
+            {"a": ("root", 0), "b": ("root", 0)},
+            [workload("b1", "b", 1, age=2), workload("b2", "b", 1, age=1)],
+            workload("new", "a", 1, priority=1),
+        ),
+        {"b2"},
+    ),
+    "fair-shares-are-not-turned-over": (
+        fair(
+            {"a": ("root", 0), "b": ("root", 0)},
+            [workload("b1", "b", 1, age=2), workload("a1", "a", 1)],
+            workload("new", "a", 1, priority=1),
+        ),
+        set(),
+    ),
+}
+
+
 @pytest.mark.parametrize("name", HAND_MADE)
 def test_hand_made(name: str) -> None:
     case, expected = HAND_MADE[name]
@@ -181,7 +259,7 @@ def test_hand_made_by_the_real_kueue() -> None:
 
 
 def test_the_tree_is_as_it_was() -> None:
-    (case,) = kueue_judge.random_cases(3, 1, ours=False)
+    (case,) = kueue_judge.random_cases(3, 1)
     quota = kueue_judge.charged(case)
     before = {(q.name, pool): quota.usage(q.name, pool) for q in case.queues for pool in quota.pools}
     incoming = kueue.Workload("new", case.queues[0].name, {quota.pools[0]: 1 << 20}, 9)

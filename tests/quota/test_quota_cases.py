@@ -80,7 +80,8 @@ ELEVENTH = [{"name": "c", "pool": "h100", "share": "1/11"}]
 TWICE = [{"name": "w", "queue": "a", "gpus": {"h100": 1}}]
 BAD: list[tuple[Any, Code, str, str]] = [
     (changed("color", 1), Code.UNKNOWN_FIELD, "color", "running"),
-    (changed("queues.0.color", 1), Code.UNKNOWN_FIELD, "queues[0].color", "preemption"),
+    (changed("queues.0.weights", 1), Code.UNKNOWN_FIELD, "queues[0].weights", "preemption"),
+    (changed("queues.0.weight", 0), Code.INVALID_FIELD, "queues[0].weight", "1"),
     (changed("incoming.0.gpu", {}), Code.UNKNOWN_FIELD, "incoming[0].gpu", "gpus"),
     (changed("expected.victim", []), Code.UNKNOWN_FIELD, "expected.victim", "victims"),
     (changed("queues.0.quota.0.nominal", -1), Code.INVALID_FIELD, "queues[0].quota[0].nominal", "0"),

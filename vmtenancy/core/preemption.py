@@ -119,9 +119,9 @@ class Preemption:
         candidates = sorted(self._candidates(demands), key=lambda candidate: candidate.order)
         found = self._choices(demands, candidates)
         if any(candidate.only_within_own for candidate in candidates):
+            # Without these the request may borrow, so fewer may be enough.
             found += self._choices(demands, [c for c in candidates if not c.only_within_own])
-        tenant = demands[0].tenant
-        return min(found, key=lambda nomination: _cost(nomination, tenant), default=None)
+        return min(found, key=lambda nomination: _cost(nomination, demands[0].tenant), default=None)
 
     def _choices(self, demands: Sequence[Demand], candidates: Sequence[_Candidate]) -> list[Nomination]:
         """Some ways to make room by these candidates, given in the order in which they go."""
@@ -130,10 +130,7 @@ class Preemption:
         # The youngest of a priority, or the largest (fewer are needed), or the smallest (less is lost).
         by_size = sorted(candidates, key=lambda c: (*c.order[:2], c.parts, len(c.grants)))
         largest_first = sorted(by_size, key=lambda candidate: (*candidate.order[:2], -candidate.parts))
-        orders = [candidates, largest_first, by_size]
-        # Without those of other tenants the request may borrow, so fewer of its own may be enough.
-        orders += [[candidate for candidate in order if not candidate.foreign] for order in orders]
-        found = [self._fewest(demands, order) for order in orders]
+        found = [self._fewest(demands, order) for order in (candidates, largest_first, by_size)]
         by_node: dict[str, list[_Candidate]] = defaultdict(list)
         for candidate in candidates:
             for node in {admit.placement.node for admit in candidate.grants if admit.placement}:

@@ -195,7 +195,7 @@ def _preemption(source: random.Random, *, ours: bool, fair: bool) -> dict[str, A
         "reclaimWithinCohort": reclaim,
     }
     # Kueue refuses it with reclaim Never, and with fair sharing.
-    if not ours and not fair and reclaim != "Never" and source.random() < 0.5:
+    if not fair and reclaim != "Never" and source.random() < 0.5:
         policy["borrowWithinCohort"] = {"policy": "LowerPriority"}
         if source.random() < 0.5:
             policy["borrowWithinCohort"]["maxPriorityThreshold"] = source.randint(-1, 2)

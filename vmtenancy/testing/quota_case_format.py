@@ -8,7 +8,7 @@ from pydantic import Field
 from vmtenancy.api.cohort import PoolQuota
 from vmtenancy.api.common import ApiModel, Items, ObjectName, Text
 from vmtenancy.api.gpuclass import Share, share_parts
-from vmtenancy.api.tenant import TenantQuota
+from vmtenancy.api.tenant import BorrowWithinCohort, TenantQuota
 from vmtenancy.core.explain.refusal import Reason
 from vmtenancy.errors import Code, Problem, VmtError
 
@@ -44,16 +44,7 @@ class Cohort(ApiModel):
     quota: Annotated[tuple[PoolQuota, ...], Items(most=64, keys=("pool",))] = Field(
         default=(), description="Quota that any member may borrow."
     )
-    weight: _Weight = Field(default=1, description="Its weight in fair sharing.")
-
-
-class BorrowWithinCohort(ApiModel):
-    """Whether a request that borrows may preempt in other queues."""
-
-    policy: Literal["Never", "LowerPriority"] = Field(default="Never", description="Whom it may preempt.")
-    max_priority_threshold: int | None = Field(
-        default=None, description="Only workloads up to this priority; unset: of any lower one."
-    )
+    weight: _Weight = Field(default=1, description="Its weight in fair shares.")
 
 
 class Preemption(ApiModel):
@@ -78,7 +69,7 @@ class Queue(ApiModel):
     quota: Annotated[tuple[TenantQuota, ...], Items(most=64, keys=("pool",))] = Field(
         default=(), description="Its quota by pool, in whole GPUs; no other pool is open to it."
     )
-    weight: _Weight = Field(default=1, description="Its weight in fair sharing.")
+    weight: _Weight = Field(default=1, description="Its weight in fair shares.")
     preemption: Preemption = Field(default=Preemption(), description="Whom its requests may preempt.")
 
 

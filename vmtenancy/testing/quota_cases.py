@@ -151,12 +151,10 @@ def _pool_quota(quota: PoolQuota) -> tree.PoolQuota:
 
 
 def _policy(index: int, preemption: Preemption) -> PreemptionPolicy:
-    where = f"queues[{index}].preemption"
-    within = preemption.within_cluster_queue
+    within, borrow = preemption.within_cluster_queue, preemption.borrow_within_cohort
     if within == "LowerOrNewerEqualPriority":
-        path = f"{where}.withinClusterQueue"
+        path = f"queues[{index}].preemption.withinClusterQueue"
         raise VmtError(Problem(Code.INVALID_FIELD, path, _NOT_OURS, within, "Never or LowerPriority"))
-    borrow = preemption.borrow_within_cohort
     return PreemptionPolicy(
         Preempts(within),
         Preempts(preemption.reclaim_within_cohort),

@@ -238,14 +238,7 @@ class QuotaTree:
 
     def potential(self, node: int, pool: str) -> int:
         """Parts that a node could hold if nobody else held anything, borrowing included."""
-        p = self._pool[pool]
-        *below, root = self._paths[node]
-        most = int(self._subtree[root, p])
-        for at in reversed(below):
-            most = min(
-                int(self._guaranteed[at, p]) + most, int(self._subtree[at, p]) + int(self._borrowing[at, p])
-            )
-        return most
+        return int(self._potential[node, self._pool[pool]])
 
     def class_room(self, tenant: str, name: str) -> int | None:
         """Units of the class that the tenant's cap leaves; None without a cap; below 0 where it was
