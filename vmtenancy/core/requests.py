@@ -20,7 +20,8 @@ class Demand:
     HOLD asks for the guaranteed units of a virtual cluster (0 is allowed) and gives its `maximum` by class;
     its pods name it as `parent`. `allowed_nodes` restricts placement (a pod's own node selector); None: any
     node. `avoided_nodes` are taken only where no other node will do. Demands of one `group` are admitted
-    together or not at all; `""`: alone.
+    together or not at all; `""`: alone. `ends` is when it ends by itself (seconds), None: nobody knows. A HOLD of
+    `quota_alone` keeps quota, and no devices; what any runtime uses may draw on it.
 
     Raises VmtError for a class that is named twice or a count that is too small.
     """
@@ -38,6 +39,8 @@ class Demand:
     allowed_nodes: frozenset[str] | None = None
     avoided_nodes: frozenset[str] = frozenset()
     group: str = ""
+    ends: float | None = None
+    quota_alone: bool = False
 
     def __post_init__(self) -> None:
         least = 0 if self.runtime is Runtime.HOLD else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from vmtenancy.core.explain.shortage import Shortage, counted, gpus, held_by
@@ -32,6 +33,7 @@ class Reason(StrEnum):
     QUOTA_EXCEEDED = "QuotaExceeded"
     NO_CAPACITY = "NoCapacity"
     NOMINATED = "Nominated"
+    RESERVED = "Reserved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,3 +155,11 @@ def nominated(pools: Iterable[str], victims: Iterable[str]) -> Refusal:
     if stopped:
         message += ", stopped for it"
     return Refusal(Reason.NOMINATED, Problem(Code.NOMINATED, "", message), tuple(pools))
+
+
+def reserved(then: Refusal, windows: str, start: float) -> Refusal:
+    """It would be in the way of what is reserved from `start` (seconds) on, when `then` will be so."""
+    when = datetime.fromtimestamp(int(start), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    message = f"from {when} on {windows} needs it: then {then.problem.message}"
+    problem = Problem(Code.RESERVED, "", message, expected="a lease that ends before, or less")
+    return Refusal(Reason.RESERVED, problem, then.pools, then.shortage)
