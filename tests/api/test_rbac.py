@@ -18,6 +18,7 @@ DECISIONS = [
     (CONTROLLER, "patch", "kubevirt.io/virtualmachineinstances", "vision", False),
     (CONTROLLER, "update", "vmtenancy.io/gpugroups/status", "vision", True),
     (EDITOR, "create", "vmtenancy.io/gpugroups", "vision", True),
+    (EDITOR, "create", "vmtenancy.io/gpureservations", "vision", True),
     (CONTROLLER, "get", "cdi.kubevirt.io/datavolumes", "vision", True),
     (CONTROLLER, "create", "cdi.kubevirt.io/datavolumes/source", "images", False),
     (CONTROLLER, "create", "/namespaces", "", True),

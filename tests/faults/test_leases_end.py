@@ -1,4 +1,4 @@
-"""Leases on a real API server: warned by events, ended on time by the controller alone, renewed by the command line.
+"""Leases and windows on a real API server: they begin and end on time by the controller alone, warned, and renewed.
 
 virt-controller and vCluster's control plane are played; the clock is real, so the leases are short.
 """
@@ -6,6 +6,7 @@ virt-controller and vCluster's control plane are played; the clock is real, so t
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
@@ -13,7 +14,7 @@ from typing import Final
 import pytest
 from api_scenarios import inside
 from arena import Arena, arena
-from lab import gpu_vm, virtual_cluster
+from lab import gpu_vm, reservation, virtual_cluster
 from typer.testing import CliRunner
 
 from vmtenancy.cli.main import app
@@ -27,6 +28,7 @@ from vmtenancy.testing.controlplane import ControlPlane
 pytestmark = pytest.mark.cluster
 
 VM, CLUSTER = Ref("GpuVM", "vision", "a"), Ref("VirtualCluster", "llm", "lab")
+WINDOW, LATE = Ref("GpuReservation", "vision", "r"), Ref("GpuVM", "vision", "late")
 LEASE: Final = {"duration": "40s", "warnBefore": ["20s", "10s"]}
 #: Longer than a lease, on two busy cores.
 PATIENCE_S: Final = 120.0
@@ -36,7 +38,7 @@ PATIENCE_S: Final = 120.0
 async def running(control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[Arena]:
     async with arena(control_plane, tmp_path) as made:
         yield made
-        await made.delete(VM, CLUSTER)
+        await made.delete(VM, CLUSTER, WINDOW, LATE)
         await made.rest()
 
 
@@ -106,4 +108,25 @@ async def test_machine_and_virtual_cluster_end_on_time_and_start_again_when_rene
     world = await until(running, lambda world: {"a", "lab"} <= granted(world))
     assert reason(world, VM) == reason(world, CLUSTER) == "Admitted"
     assert seconds((world.find(VM) or {})["status"]["lease"]["startedAt"]) >= ends[VM]
+    assert running.history.violations() == []
+
+
+async def test_a_reservation_is_kept_clear_begins_and_ends_on_time(running: Arena) -> None:
+    start = int(time.time()) + 45
+    await running.create(
+        reservation("r", 2, start, start + 30), gpu_vm("a", reservation="r"), gpu_vm("late", 3)
+    )
+    world = await running.rest()
+    assert [reason(world, ref) for ref in (WINDOW, VM, LATE)] == [
+        "Scheduled",
+        "ReservationPending",
+        "Reserved",
+    ]
+    world = await until(running, lambda world: {"r", "a"} <= granted(world))
+    assert reason(world, WINDOW) == "Admitted"
+    assert reason(world, LATE) == "QuotaExceeded"
+    world = await until(running, lambda world: granted(world) == {"late"})
+    assert [reason(world, ref) for ref in (WINDOW, VM)] == ["Ended", "ReservationEnded"]
+    told = await events(running, WINDOW)
+    assert {("Scheduled", "Normal"), ("Admitted", "Normal"), ("Ended", "Normal")} <= set(told)
     assert running.history.violations() == []

@@ -16,7 +16,7 @@ from vmtenancy.core.ledger.head import Head
 from vmtenancy.reconcile import Plan, World, check, plan
 from vmtenancy.reconcile.memory import ConflictError
 from vmtenancy.reconcile.revocation import overdue
-from vmtenancy.reconcile.status import condition
+from vmtenancy.reconcile.status import condition, timestamp
 from vmtenancy.reconcile.steps import Chain, Create, Object, Ref, Step
 from vmtenancy.reconcile.view import LEDGER_NAME, View
 from vmtenancy.reconcile.world import ref_of, uid_of
@@ -270,6 +270,13 @@ def virtual_cluster(
 ) -> Object:
     gpus = [{"class": "whole", "guaranteed": guaranteed, "max": most}]
     return manifest("VirtualCluster", name, {"gpus": gpus, **spec}, namespace)
+
+
+def reservation(
+    name: str, count: int, start: float, end: float, *, of: str = "whole", namespace: str = "vision"
+) -> Object:
+    window = {"start": timestamp(start), "end": timestamp(end)}
+    return manifest("GpuReservation", name, {"class": of, "count": count, **window}, namespace)
 
 
 def group(name: str, members: int, *, namespace: str = "vision") -> Object:

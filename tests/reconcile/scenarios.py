@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lab import Act, Lab, add_node, gpu_pod, gpu_vm, group, namespace, tenant, virtual_cluster
+from lab import (
+    Act,
+    Lab,
+    add_node,
+    gpu_pod,
+    gpu_vm,
+    group,
+    namespace,
+    reservation,
+    tenant,
+    virtual_cluster,
+)
 
 from vmtenancy.api.names import MANAGED_LABEL
 from vmtenancy.testing.fleet import gpu_node
@@ -142,6 +153,17 @@ SCENARIOS: dict[str, Sequence[Act]] = {
             "VirtualCluster", "llm", "lab", lease={"duration": "2h", "renewedAt": "2027-01-15T11:00:00Z"}
         ),
         deleting("VirtualCluster", "llm", "lab"),
+    ],
+    "a window is kept clear, used, and ends": [
+        applying(
+            tenant("vision", 3, 0),
+            reservation("r", 2, 1_800_000_000 + 7200, 1_800_000_000 + 14400),
+            gpu_vm("a", reservation="r"),
+        ),
+        applying(gpu_vm("late", 2), gpu_vm("short", 2, lease={"duration": "1h", "warnBefore": []})),
+        passing(7200),
+        passing(7200),
+        deleting("GpuReservation", "vision", "r"),
     ],
     "a virtual cluster goes with all in it": [
         applying(virtual_cluster(guaranteed=0, most=2)),

@@ -29,7 +29,7 @@ KEEPS: Final[Mapping[str, Callable[[Spec, Spec], bool]]] = {
         (old.cpu, old.memory) == (new.cpu, new.memory) or _stopped(old, new)
     ),
     "no change while it runs: stop it first (runStrategy: Halted)": lambda old, new: (
-        old.gpus == new.gpus or _stopped(old, new)
+        (old.gpus, old.reservation) == (new.gpus, new.reservation) or _stopped(old, new)
     ),
     "the classes and guaranteed counts it was created with; max can change": lambda old, new: (
         _guarantees(old) == _guarantees(new)

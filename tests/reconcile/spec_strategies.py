@@ -30,8 +30,8 @@ Json = Any
 
 _POOLS: Final = st.sampled_from(["h100", "h100", "h100", "other"])
 _CLASSES: Final = st.sampled_from(["whole", "whole", "quarter", "unknown"])
-#: Some end while a walk lasts: a round of the lab is a second.
-_LENGTHS: Final = st.sampled_from(["1s", "8s", "1m", "8h", "99999h"])
+#: None ends, and no warning is due, while a walk lasts: how long that is differs from way to way.
+_LENGTHS: Final = st.sampled_from(["8h", "99999h"])
 #: Fields that refer to something: mostly to what the lab has. Of a field that is not listed here, any value will do.
 REFERENCES: Final[Mapping[tuple[type[BaseModel], str], st.SearchStrategy[Json]]] = {
     (PoolQuota, "pool"): _POOLS,
@@ -65,13 +65,14 @@ REFERENCES: Final[Mapping[tuple[type[BaseModel], str], st.SearchStrategy[Json]]]
     (TemplateRef, "parameters"): st.sampled_from([{}, {}, {"driver": "570"}, {"diskBus": "virtio"}]),
     (GpuVMSpec, "group"): st.sampled_from(["g", "h"]),
     (Lease, "duration"): _LENGTHS,
-    (Lease, "warn_before"): st.lists(_LENGTHS, max_size=2, unique=True),
+    (Lease, "warn_before"): st.lists(st.sampled_from(["1s", "10m"]), max_size=2, unique=True),
     # Long ago, in the time of the lab, and far ahead.
     (Lease, "renewed_at"): st.sampled_from(
         ["2026-01-01T00:00:00Z", "2027-01-15T08:00:20Z", "2099-12-31T23:59:59Z"]
     ),
     (TenantLeases, "default"): _LENGTHS,
     (TenantLeases, "maximum"): _LENGTHS,
+    (GpuVMSpec, "reservation"): st.just("unknown"),
     (GpuVMSpec, "vm"): st.sampled_from(
         [
             {},

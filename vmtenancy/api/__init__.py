@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vmtenancy.api.gpuledger import GpuLedger
     from vmtenancy.api.gpunode import GpuNode
     from vmtenancy.api.gpupool import GpuPool
+    from vmtenancy.api.gpureservation import GpuReservation
     from vmtenancy.api.gpuvm import GpuVM
     from vmtenancy.api.parsing import KINDS, parse
     from vmtenancy.api.quantity import Quantity
@@ -34,6 +35,7 @@ _MODULES = {
     "GpuLedger": "gpuledger",
     "GpuNode": "gpunode",
     "GpuPool": "gpupool",
+    "GpuReservation": "gpureservation",
     "GpuVM": "gpuvm",
     "Kind": "common",
     "ObjectMeta": "common",
@@ -54,6 +56,7 @@ __all__ = [
     "GpuLedger",
     "GpuNode",
     "GpuPool",
+    "GpuReservation",
     "GpuVM",
     "Kind",
     "ObjectMeta",

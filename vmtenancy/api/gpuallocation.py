@@ -31,7 +31,7 @@ from vmtenancy.api.quantity import Quantity
 class Owner(ApiModel):
     """Whom the grant is for."""
 
-    kind: Literal["GpuVM", "VirtualCluster", "Pod"] = Field(description="Its kind.")
+    kind: Literal["GpuVM", "VirtualCluster", "GpuReservation", "Pod"] = Field(description="Its kind.")
     namespace: DnsLabel = Field(description="Its namespace.")
     name: DnsSubdomain = Field(description="Its name.")
     uid: Uid = Field(description="Its uid: an object made anew under the same name holds nothing.")
@@ -59,7 +59,8 @@ class GpuAllocationSpec(ApiModel):
     owner: Owner = Field(description="Whom the grant is for.")
     tenant: DnsLabel = Field(description="The Tenant that is charged.")
     parent: DnsSubdomain | None = Field(
-        default=None, description="For a pod of a VirtualCluster: the allocation that is the cluster's hold."
+        default=None,
+        description="The hold that it draws on: of the VirtualCluster of a pod, or the GpuReservation of a GpuVM.",
     )
     node: Annotated[str, Field(max_length=253)] = Field(
         default="", description="The node that has the devices; empty: a hold, which charges quota alone."

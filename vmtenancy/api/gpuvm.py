@@ -220,6 +220,10 @@ class GpuVMSpec(ApiModel):
     lease: Lease | None = Field(
         default=None, description="For how long it has its GPUs; then it is stopped, until it is renewed."
     )
+    reservation: DnsLabel | None = Field(
+        default=None,
+        description="The GpuReservation, in its namespace, that it draws on; it is stopped when that ends.",
+    )
     vm: Annotated[dict[str, Any], Overlay(OWNED_VM_PATHS)] = Field(
         default_factory=dict,
         description="Overlay over the spec of the KubeVirt VirtualMachine, except for what vmtenancy sets.",
@@ -253,6 +257,17 @@ class GpuVMSpec(ApiModel):
             holds=None,
             expected="no change while it runs: stop it first (runStrategy: Halted)",
             field="gpus",
+            found="'a change'",
+        ),
+        Rule(
+            cel=(
+                "(has(self.reservation) ? self.reservation : '') == "
+                "(has(oldSelf.reservation) ? oldSelf.reservation : '') || "
+                "self.runStrategy == 'Halted' || oldSelf.runStrategy == 'Halted'"
+            ),
+            holds=None,
+            expected="no change while it runs: stop it first (runStrategy: Halted)",
+            field="reservation",
             found="'a change'",
         ),
     )

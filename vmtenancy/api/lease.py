@@ -19,7 +19,7 @@ Duration = Annotated[
         "a time above 0 in hours, minutes and seconds, for example 8h, 90m or 1h30m",
     ),
 ]
-_Instant = Annotated[
+Instant = Annotated[
     str,
     Text(
         r"^20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$",
@@ -35,7 +35,8 @@ def seconds_of(duration: str) -> int:
     return sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"([0-9]+)([hms])", duration))
 
 
-def _is_instant(text: str) -> bool:
+def is_instant(text: str) -> bool:
+    """Whether there is such a day and time."""
     try:
         datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ")
     except ValueError:
@@ -55,13 +56,13 @@ class Lease(ApiModel):
         description="A warning (an event, and the condition LeaseEnding) so long before the end; "
         "those not shorter than the lease are left out.",
     )
-    renewed_at: _Instant | None = Field(
+    renewed_at: Instant | None = Field(
         default=None, description="When it was renewed last; one that had ended by then waits for GPUs again."
     )
     rules: ClassVar = (
         Rule(
             cel="!has(self.renewedAt) || !format.datetime().validate(self.renewedAt).hasValue()",
-            holds=lambda self: self.renewed_at is None or _is_instant(self.renewed_at),
+            holds=lambda self: self.renewed_at is None or is_instant(self.renewed_at),
             expected="a day and a time that there are",
             field="renewedAt",
             found="self.renewedAt",

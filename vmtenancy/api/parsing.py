@@ -17,6 +17,7 @@ from vmtenancy.api.gpugroup import GpuGroup
 from vmtenancy.api.gpuledger import GpuLedger
 from vmtenancy.api.gpunode import GpuNode
 from vmtenancy.api.gpupool import GpuPool
+from vmtenancy.api.gpureservation import GpuReservation
 from vmtenancy.api.gpuvm import GpuVM
 from vmtenancy.api.names import API_VERSION
 from vmtenancy.api.overlay import OwnedPath
@@ -30,7 +31,7 @@ KINDS: Final[dict[str, type[Kind]]] = {
     model.__name__: model
     for model in (
         *(GpuPool, GpuClass, GpuNode, Cohort, Tenant),
-        *(GpuVM, VirtualCluster, GpuGroup, GpuAllocation, GpuLedger),
+        *(GpuVM, VirtualCluster, GpuGroup, GpuReservation, GpuAllocation, GpuLedger),
     )
 }
 

@@ -38,6 +38,7 @@ LEDGER: Final = ("GpuLedger", "GpuAllocation")
 #: What a new leader reads again before its first decision: grants, who may have them, who has them.
 DECISIVE: Final = (
     *("GpuAllocation", "GpuLedger", "GpuVM", "VirtualCluster", "GpuGroup", "Tenant", "Namespace"),
+    "GpuReservation",
     *("Pod", "VirtualMachine", "VirtualMachineInstance"),
 )
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from vmtenancy.core.books import Books
+from vmtenancy.core.calendar import Calendar, Reserved
 from vmtenancy.core.explain import refusal
 from vmtenancy.core.explain.refusal import Refusal
 from vmtenancy.core.fleet.arrays import Fleet
@@ -23,6 +24,7 @@ def decide(
     demands: Iterable[Demand],
     ending: frozenset[str] = frozenset(),
     promised: frozenset[str] = frozenset(),
+    reserved: Sequence[Reserved] = (),
 ) -> list[Decision]:
     """Decide every demand; the result is in queue order: `promised` ones, priority (higher first), fair share, age.
 
@@ -31,7 +33,8 @@ def decide(
     created; of a HOLD also what it was `charged`). `ending` are the keys of those that will end soon, whatever is
     decided; `promised` the demands for which some of them were stopped: else what was freed for one could go to
     another that is before it in the queue, and the two would stop others in turn. `fleet` carries supply and
-    foreign pods, `tree` the rules; both come back unchanged.
+    foreign pods, `tree` the rules; both come back unchanged. `reserved` are windows to come: what would still be
+    there when one begins, and be in its way, waits (`Reason.RESERVED`).
 
     Best effort, not strict FIFO: who waits blocks nobody behind, so small requests may pass a large one for
     as long as it does not fit. But for who may preempt, or fits once `ending` have ended, a place is kept from its
@@ -45,6 +48,7 @@ def decide(
         live = tuple(holds)
         books = Books(fleet, tree, live)
         preemption = Preemption(books, tree, live, ending)
+        calendar = Calendar(books, live, ending, reserved)
         decided: dict[str, Decision] = {}
         nominated: dict[str, Nomination] = {}
 
@@ -53,14 +57,16 @@ def decide(
                 books.enter(each)
                 decided[each.demand.key] = each
             preemption.admitted(admits)
+            calendar.admitted(admits)
 
         queue = []
         for together in turns(demands, promised, books):
             queue.append(together)
-            verdict = books.judge_all(together)
+            later = calendar.refusal(together)
+            verdict = later or books.judge_all(together)
             if not isinstance(verdict, Refusal):
                 admit(verdict)
-            elif nomination := preemption.nominate(together):
+            elif later is None and (nomination := preemption.nominate(together)):
                 nominated[together[0].key] = nomination
         ahead: Counter[str] = Counter()
         for together in queue:
@@ -68,7 +74,10 @@ def decide(
                 continue
             nomination = nominated.get(together[0].key)
             pools = books.pools_of(together)
-            why = _place_to_come(nomination, pools) if nomination else books.judge_all(together)
+            if nomination:
+                why: tuple[Admit, ...] | Refusal = _place_to_come(nomination, pools)
+            else:
+                why = calendar.refusal(together) or books.judge_all(together)
             if not isinstance(why, Refusal):
                 admit(why)  # admissions only take room away, but a group may fit better where less is free
                 continue

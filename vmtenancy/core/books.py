@@ -28,6 +28,7 @@ class _Hold:
         self.used: Counter[str] = Counter()
         self.parts = dict(parts)
         self.drawn: Counter[str] = Counter()
+        self.quota_alone = demand.quota_alone
 
     def copy(self) -> _Hold:
         """Another one that goes its own way."""
@@ -36,8 +37,8 @@ class _Hold:
         return twin
 
     def undrawn(self, pool: str) -> int:
-        """Parts that are guaranteed and in no pod's use."""
-        return max(0, self.parts.get(pool, 0) - self.drawn[pool])
+        """Parts of the supply that are guaranteed and in no pod's use."""
+        return 0 if self.quota_alone else max(0, self.parts.get(pool, 0) - self.drawn[pool])
 
 
 class Books:
@@ -86,7 +87,8 @@ class Books:
         net, units = _net(hold, gross, demand.requests)
         if demand.runtime is Runtime.HOLD:
             self._holds[demand.key] = _Hold(demand, gross)
-            self._kept.update(gross)
+            if not demand.quota_alone:
+                self._kept.update(gross)
         elif hold is not None:
             self._kept.subtract({pool: min(parts, hold.undrawn(pool)) for pool, parts in gross.items()})
             hold.drawn.update(gross)
@@ -97,7 +99,7 @@ class Books:
             units = {}
 
     def leave(self, admit: Admit, seat: Placement | None = None) -> dict[str, int]:
-        """Take back what `enter` did with the same arguments; not for a HOLD.
+        """Take back what `enter` did with the same arguments; a HOLD after all that draws on it.
 
         Returns the parts by pool that its tenant gets back.
         Raises VmtError (LEDGER) where it was not entered.
@@ -107,7 +109,11 @@ class Books:
             self._fleet.release(seat or admit.placement)
         gross = self._gross(admit)
         hold = self._hold_of(demand)
-        if hold is not None:
+        if demand.runtime is Runtime.HOLD:
+            del self._holds[demand.key]
+            if not demand.quota_alone:
+                self._kept.subtract(gross)
+        elif hold is not None:
             hold.drawn.subtract(gross)
             hold.used.subtract(dict(demand.requests))
             self._kept.update({pool: min(parts, hold.undrawn(pool)) for pool, parts in gross.items()})
@@ -124,9 +130,25 @@ class Books:
             self.enter(admit, self._free_part(admit.placement))
             return
         gross = self._gross(admit)
-        self._kept.update(gross)
+        if not admit.demand.quota_alone:
+            self._kept.update(gross)
         for pool, parts in gross.items():
             self._tree.charge(admit.demand.tenant, pool, parts, admit.demand.key, firm=True)
+
+    def of_quota(self) -> Books:
+        """Other books, on a copy of the quota, that go their own way as long as no devices are held or released."""
+        twin = copy.copy(self)
+        twin._tree, twin._kept = self._tree.copy(), Counter(self._kept)
+        twin._holds = {key: hold.copy() for key, hold in self._holds.items()}
+        return twin
+
+    def enter_quota(self, admit: Admit) -> None:
+        """As `enter`, without its devices."""
+        self.enter(admit, _no_devices(admit))
+
+    def leave_quota(self, admit: Admit) -> None:
+        """As `leave`, without its devices."""
+        self.leave(admit, _no_devices(admit))
 
     def has_borrowed_from(self, lender: str, tenant: str, pool: str) -> bool:
         """As `QuotaTree.has_borrowed_from`, with what is in these books."""
@@ -182,9 +204,34 @@ class Books:
         offerings = [offering for offering, _ in wanted]
         # A virtual cluster may hold of several pools: each of its pods comes from one.
         together = [[offering] for offering in offerings] if demand.runtime is Runtime.HOLD else [offerings]
-        if not all(deliverable(demand.runtime, group) for group in together):
+        if not demand.quota_alone and not all(deliverable(demand.runtime, group) for group in together):
             return refusal.not_deliverable(demand.runtime, offerings)
         gross = _by_pool(demand, fleet)
+        pools = tuple(gross)
+        if why := self.quota_refusal(demand):
+            return why
+        hold = self._hold_of(demand)
+        net, _ = _net(hold, gross, demand.requests)
+        placement: Placement | None = None
+        if demand.runtime is not Runtime.HOLD:
+            where = demand.allowed_nodes, demand.avoided_nodes
+            request = Request(demand.runtime, wanted, demand.cpu, demand.memory, *where)
+            answer = best_fit(fleet, request)
+            if isinstance(answer, NoPlacement):
+                return refusal.no_node(tree, pools[0], gross[pools[0]], answer)
+            placement = answer
+        if demand.runtime is not Runtime.VM and not demand.quota_alone:
+            for pool, parts in gross.items():
+                elastic = parts - (min(parts, hold.undrawn(pool)) if hold is not None else 0)
+                if elastic > max(0, fleet.supply(pool, Runtime.POD)[0] - self._kept[pool]):
+                    return refusal.no_supply(fleet, tree, pool, elastic, self._kept[pool])
+        borrowed = {pool: self._borrowed(tenant, pool, parts) for pool, parts in net.items()}
+        return Admit(demand, placement, _nonzero(net), _nonzero(borrowed))
+
+    def quota_refusal(self, demand: Demand) -> Refusal | None:
+        """Why quota alone does not let the demand be admitted; None where it does. Its classes are known."""
+        tree, tenant = self._tree, demand.tenant
+        gross = _by_pool(demand, self._fleet)
         pools = tuple(gross)
         for pool in pools:
             if not tree.is_open(tenant, pool):
@@ -209,21 +256,7 @@ class Books:
                 return refusal.own_quota_exceeded(tree, tenant, pool, parts)
             if not tree.fits(tenant, pool, parts):
                 return refusal.quota_exceeded(tree, tenant, pool, parts)
-        placement: Placement | None = None
-        if demand.runtime is not Runtime.HOLD:
-            where = demand.allowed_nodes, demand.avoided_nodes
-            request = Request(demand.runtime, wanted, demand.cpu, demand.memory, *where)
-            answer = best_fit(fleet, request)
-            if isinstance(answer, NoPlacement):
-                return refusal.no_node(tree, pools[0], gross[pools[0]], answer)
-            placement = answer
-        if demand.runtime is not Runtime.VM:
-            for pool, parts in gross.items():
-                elastic = parts - (min(parts, hold.undrawn(pool)) if hold is not None else 0)
-                if elastic > max(0, fleet.supply(pool, Runtime.POD)[0] - self._kept[pool]):
-                    return refusal.no_supply(fleet, tree, pool, elastic, self._kept[pool])
-        borrowed = {pool: self._borrowed(tenant, pool, parts) for pool, parts in net.items()}
-        return Admit(demand, placement, _nonzero(net), _nonzero(borrowed))
+        return None
 
     def judge_all(self, demands: Sequence[Demand]) -> tuple[Admit, ...] | Refusal:
         """Whether all of the demands could be admitted together, one after the other; else why the first can not."""
@@ -270,6 +303,10 @@ def _is_firm(demand: Demand) -> bool:
     return demand.runtime is Runtime.HOLD or not demand.preemptible
 
 
+def _no_devices(admit: Admit) -> Placement | None:
+    return Placement(admit.placement.node, ()) if admit.placement is not None else None
+
+
 def _by_pool(demand: Demand, fleet: Fleet) -> dict[str, int]:
     """Parts by pool that a demand asks for, in classes as they are now."""
     parts: Counter[str] = Counter()
@@ -292,7 +329,9 @@ def _net(
         return max(guaranteed, used + count) - max(guaranteed, used)
 
     parts = {pool: more(hold.parts.get(pool, 0), hold.drawn[pool], count) for pool, count in gross.items()}
-    return parts, {name: more(hold.guaranteed.get(name, 0), hold.used[name], count) for name, count in requests}
+    return parts, {
+        name: more(hold.guaranteed.get(name, 0), hold.used[name], count) for name, count in requests
+    }
 
 
 def _nonzero(parts: Mapping[str, int]) -> dict[str, int]:

@@ -21,7 +21,9 @@ class Demand:
     its pods name it as `parent`. `allowed_nodes` restricts placement (a pod's own node selector); None: any
     node. `avoided_nodes` are taken only where no other node will do. Demands of one `group` are admitted
     together or not at all; `""`: alone. What is not `preemptible` is never stopped for others; with all of its tenant
-    that is not, and what its virtual clusters are guaranteed, it stays within the tenant's nominal quota.
+    that is not, and what its virtual clusters are guaranteed, it stays within the tenant's nominal quota. `ends` is
+    when it ends by itself (seconds), None: nobody knows. A HOLD of `quota_alone` keeps quota, and no devices; what any
+    runtime uses may draw on it.
 
     Raises VmtError for a class that is named twice or a count that is too small.
     """
@@ -40,6 +42,8 @@ class Demand:
     avoided_nodes: frozenset[str] = frozenset()
     group: str = ""
     preemptible: bool = True
+    ends: float | None = None
+    quota_alone: bool = False
 
     def __post_init__(self) -> None:
         least = 0 if self.runtime is Runtime.HOLD else 1

@@ -29,7 +29,8 @@ FORMAT: Final = 1
 _HEADER, _TRAILER = "Backup", "BackupEnd"
 #: What is in a backup. Namespaces come after what says which of them matter.
 SAVED: Final = (
-    *("GpuPool", "GpuClass", "GpuNode", "Cohort", "Tenant", "GpuGroup", "GpuVM", "VirtualCluster"),
+    *("GpuPool", "GpuClass", "GpuNode", "Cohort", "Tenant", "GpuGroup"),
+    *("GpuReservation", "GpuVM", "VirtualCluster"),
     *("Namespace", "GpuLedger", "GpuAllocation"),
 )
 #: Owners, finalizers and versions mean nothing on another cluster. The uid tells what belonged to the object.

@@ -38,7 +38,7 @@ from vmtenancy.reconcile.world import World, ref_of
 #: What others refer to comes first: a GpuVM is never there before its tenant.
 ORDER: Final = (
     *("GpuPool", "GpuClass", "GpuNode", "Cohort", "Tenant", "Namespace", "GpuGroup"),
-    *("GpuVM", "VirtualCluster"),
+    *("GpuReservation", "GpuVM", "VirtualCluster"),
 )
 _CONCURRENCY: Final = 16
 _POLL_S: Final = 0.2

@@ -15,6 +15,7 @@ from vmtenancy.reconcile.world import World, annotations_of
 #: All that decides who gets what; no Secrets, which people who look may not read.
 DECIDING: Final = (
     *("GpuPool", "GpuClass", "GpuNode", "Cohort", "Tenant", "GpuVM", "VirtualCluster", "GpuGroup"),
+    "GpuReservation",
     *("GpuAllocation", "GpuLedger", "Node", "Namespace", "Pod"),
     *("VirtualMachine", "VirtualMachineInstance"),
 )

@@ -10,7 +10,7 @@ from vmtenancy.api.names import API_VERSION, MANAGED_BY, MANAGED_LABEL
 from vmtenancy.api.quantity import cpu_text, memory_text
 from vmtenancy.core.admission import decide
 from vmtenancy.core.fleet.arrays import Fleet
-from vmtenancy.core.fleet.model import Mode, Runtime
+from vmtenancy.core.fleet.model import Mode
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Wait
 from vmtenancy.errors import VmtError
@@ -68,7 +68,9 @@ def admit(view: View, fleet: Fleet, tree: QuotaTree) -> Admission:
         demands = [asked.demand for asked in requests.asked.values()]
         try:
             now = standing(view, ending)
-            decisions = decide(fleet, tree, held(view, ending), demands, now.ending, now.promised)
+            decisions = decide(
+                fleet, tree, held(view, ending), demands, now.ending, now.promised, now.reserved
+            )
         except VmtError as error:
             # Live grants that contradict each other: nothing new may be granted, everything else goes on.
             decisions = []
@@ -154,7 +156,7 @@ def _allocation(view: View, asked: Asked, decision: Admit) -> Object:
         spec["memory"] = memory_text(asked.demand.memory)
     if not asked.demand.preemptible:
         spec["preemptible"] = False
-    if asked.demand.runtime is Runtime.POD and asked.hold:
+    if asked.hold:
         spec["parent"] = asked.hold
     return {
         "apiVersion": API_VERSION,
@@ -168,14 +170,15 @@ def _hold_grants(view: View, decision: Admit) -> list[Object]:
     classes = view.all_of(GpuClass)
     grants = []
     for name, count in decision.demand.requests:
-        spec = classes[name].spec
+        spec, ways = classes[name].spec, class_resources(classes[name])
+        mode = Mode.CONTAINER if Mode.CONTAINER in ways else min(ways)  # of a reservation of machines
         grants.append(
             {
                 "class": name,
                 "pool": spec.pool,
                 "count": count,
-                "mode": str(Mode.CONTAINER),
-                "resource": class_resources(classes[name])[Mode.CONTAINER],
+                "mode": str(mode),
+                "resource": ways[mode],
                 "devices": [],
                 "parts": spec.parts * count,
             }

@@ -25,12 +25,11 @@ from vmtenancy.reconcile.demands import (
     held,
     key_of,
     pod_demand,
-    tenant_for,
 )
 from vmtenancy.reconcile.holders import pods_holding
 from vmtenancy.reconcile.ledger import write_status
 from vmtenancy.reconcile.lineage import gpuvm_of, is_claimed
-from vmtenancy.reconcile.requests import Asked, Unclear
+from vmtenancy.reconcile.requests import Asked, Unclear, tenant_for
 from vmtenancy.reconcile.steps import Chain, Object
 from vmtenancy.reconcile.supply import MOST, foreign_pods, node_facts, offerings_of, pools_of, vm_needs
 from vmtenancy.reconcile.view import Allocation, View, by_name

@@ -20,7 +20,7 @@ def charges(view: View) -> dict[tuple[str, str], int]:
     for grant in view.live:
         parent = _hold_of(view, grant)
         for part in grant.grants:
-            if grant.owner_kind == "VirtualCluster":
+            if grant.owner_kind in ("VirtualCluster", "GpuReservation"):
                 holds[(grant.name, part.pool)] = holds.get((grant.name, part.pool), 0) + part.parts
                 tenants[grant.name] = grant.tenant
             elif parent:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vmtenancy.api.gpuclass import GpuClass
@@ -10,17 +10,19 @@ from vmtenancy.api.gpuvm import GpuVM
 from vmtenancy.api.names import CLASS_ANNOTATION, GATE
 from vmtenancy.api.tenant import Tenant
 from vmtenancy.api.virtualcluster import VirtualCluster
+from vmtenancy.core.calendar import Reserved
 from vmtenancy.core.fleet.model import DeviceGrant, Mode, Placement, Runtime
 from vmtenancy.core.requests import Admit, Demand
 from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.gate import root_owner
 from vmtenancy.reconcile.groups import gather, group_of
 from vmtenancy.reconcile.holders import is_ending, owner_of, vm_is_holding, vm_wants_devices
-from vmtenancy.reconcile.leases import refusal
+from vmtenancy.reconcile.leases import ends_of, refusal
 from vmtenancy.reconcile.lineage import running_launchers
 from vmtenancy.reconcile.machine import machine_objects
 from vmtenancy.reconcile.node_fit import fits_node, is_constrained, tolerates
-from vmtenancy.reconcile.requests import Asked, Requests, Unclear
+from vmtenancy.reconcile.requests import Asked, Requests, Unclear, tenant_for
+from vmtenancy.reconcile.reservations import asking, end_of, machine_refusal, of_machine, reserved
 from vmtenancy.reconcile.revocation import avoided_nodes
 from vmtenancy.reconcile.status import seconds
 from vmtenancy.reconcile.steps import Object, Ref
@@ -62,7 +64,7 @@ def _waiting(view: View, ending: frozenset[str]) -> Iterator[Asked | Unclear]:
                 continue  # its machine runs on devices already: they are recovered, never asked for
             vm = view.parsed(obj, GpuVM)
             if not isinstance(vm, VmtError) and vm_wants_devices(view, vm, None):
-                yield refusal(view, obj) or _vm_demand(view, obj, vm)
+                yield machine_refusal(view, obj, vm) or refusal(view, obj) or _vm_demand(view, obj, vm)
     for obj in view.world.of("VirtualCluster"):
         if not is_deleting(obj) and not has_grant(obj):
             cluster = view.parsed(obj, VirtualCluster)
@@ -72,6 +74,7 @@ def _waiting(view: View, ending: frozenset[str]) -> Iterator[Asked | Unclear]:
                 yield refused
             elif guaranteed_of(cluster):
                 yield cluster_demand(view, obj, cluster)
+    yield from asking(view)
     for pod in view.gated_pods:
         if not has_grant(pod) and not root_owner(view, pod):
             yield refusal(view, pod) or pod_demand(view, pod)
@@ -80,25 +83,6 @@ def _waiting(view: View, ending: frozenset[str]) -> Iterator[Asked | Unclear]:
 def guaranteed_of(cluster: VirtualCluster) -> tuple[tuple[str, int], ...]:
     """Units by class that it holds from its creation on."""
     return tuple((gpu.class_, gpu.guaranteed) for gpu in cluster.spec.gpus if gpu.guaranteed)
-
-
-def _no_tenant(owner: Object, tenant: str) -> Unclear:
-    namespace = owner["metadata"]["namespace"]
-    if tenant:
-        return Unclear(owner, "TenantNotFound", f"tenant {tenant} of namespace {namespace} does not exist")
-    message = f"namespace {namespace} belongs to no tenant: add it to a Tenant's spec.namespaces"
-    return Unclear(owner, "NoTenant", message)
-
-
-def tenant_for(view: View, owner: Object) -> tuple[str, Unclear | None]:
-    """The tenant that is charged for an owner, and what is wrong with it, if anything."""
-    tenant = view.tenant_of(owner["metadata"]["namespace"])
-    obj = view.world.get("Tenant", "", tenant)
-    if obj is None:
-        return tenant, _no_tenant(owner, tenant)
-    if isinstance(view.parsed(obj, Tenant), VmtError):
-        return tenant, Unclear(owner, "TenantInvalid", f"tenant {tenant} is not valid: see its conditions")
-    return tenant, None
 
 
 def _vm_demand(view: View, obj: Object, vm: GpuVM) -> Asked | Unclear:
@@ -113,6 +97,8 @@ def _vm_demand(view: View, obj: Object, vm: GpuVM) -> Asked | Unclear:
         return Unclear(obj, "CannotRender", str(error))
     requests = tuple((gpu.class_, gpu.count) for gpu in vm.spec.gpus)
     cpu, memory = vm_needs(vm)
+    reservation = of_machine(view, vm.metadata.namespace, vm.spec)
+    hold = view.live_by_owner.get(uid_of(reservation)) if reservation else None
     demand = Demand(
         key=key_of(obj),
         tenant=tenant,
@@ -123,10 +109,12 @@ def _vm_demand(view: View, obj: Object, vm: GpuVM) -> Asked | Unclear:
         cpu=cpu,
         memory=memory,
         allowed_nodes=allowed_nodes,
+        parent=key_of(reservation) if reservation else None,
         avoided_nodes=frozenset(avoided_nodes(obj)),
         preemptible=vm.spec.preemptible,
+        ends=ends_of(view, obj),
     )
-    return Asked(obj, demand)
+    return Asked(obj, demand, hold.name if hold else "")
 
 
 def cluster_demand(view: View, obj: Object, cluster: VirtualCluster) -> Asked | Unclear:
@@ -142,6 +130,7 @@ def cluster_demand(view: View, obj: Object, cluster: VirtualCluster) -> Asked | 
         priority=cluster.spec.priority,
         created=created(obj),
         maximum=_maximum(cluster),
+        ends=ends_of(view, obj),
     )
     return Asked(obj, demand)
 
@@ -189,6 +178,7 @@ def pod_demand(view: View, pod: Object) -> Asked | Unclear:
         memory=memory,
         parent=key_of(cluster_obj) if cluster_obj else None,
         allowed_nodes=_nodes_that_fit(view, pod),
+        ends=ends_of(view, cluster_obj) if cluster_obj else None,
     )
     return Asked(pod, demand, hold.name if hold else "")
 
@@ -240,21 +230,27 @@ def _nodes_tolerated(view: View, vm: GpuVM) -> frozenset[str] | None:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What stands already, as the engine takes it: the keys of grants that are `ending`, and `promised` demands."""
+    """What stands already, as the engine takes it: the keys of grants that are `ending`, and `promised` demands.
+
+    Those of reservations that have begun are promised too; `reserved` are windows to come.
+    """
 
     ending: frozenset[str]
     promised: frozenset[str]
+    reserved: Sequence[Reserved]
 
 
 def standing(view: View, released: frozenset[str]) -> Standing:
     """Which live grants will end soon, and for which demands grants were taken back; `released` are ending now."""
+    begun = (asked.demand.key for asked in asking(view) if isinstance(asked, Asked))
     return Standing(
         frozenset(
             key_of_grant(grant)
             for grant in view.live
             if grant.name not in released and is_ending(view, grant)
         ),
-        frozenset(grant.preemptor for grant in view.live if grant.preemptor),
+        frozenset([*begun, *(grant.preemptor for grant in view.live if grant.preemptor)]),
+        reserved(view),
     )
 
 
@@ -281,19 +277,27 @@ def _admit(view: View, grant: Allocation) -> Admit:
     owner = owner_of(view, grant)
     key = key_of_grant(grant)
     requests = tuple((g.class_, g.count) for g in grant.grants)
+    if grant.owner_kind == "GpuReservation":
+        end = end_of(view, owner) if owner else None
+        hold = Demand(key, grant.tenant, Runtime.HOLD, requests, maximum=requests, ends=end, quota_alone=True)
+        return Admit(hold, None, _charged(grant))
     if grant.owner_kind == "VirtualCluster":
         cluster = view.parsed(owner, VirtualCluster) if owner else None
         maximum = requests if cluster is None or isinstance(cluster, VmtError) else _maximum(cluster)
-        charged: dict[str, int] = {}
-        for g in grant.grants:
-            charged[g.pool] = charged.get(g.pool, 0) + g.parts
-        return Admit(Demand(key, grant.tenant, Runtime.HOLD, requests, maximum=maximum), None, charged)
+        ends = ends_of(view, owner) if owner else None
+        return Admit(
+            Demand(key, grant.tenant, Runtime.HOLD, requests, maximum=maximum, ends=ends),
+            None,
+            _charged(grant),
+        )
     runtime = Runtime.VM if grant.owner_kind == "GpuVM" else Runtime.POD
-    parent, priority = None, 0
+    parent, priority, leased = None, 0, owner
+    if grant.owner_kind == "GpuVM" and (held_by := view.live_by_name.get(grant.parent)):
+        parent = key_of_grant(held_by)
     if owner and grant.owner_kind == "GpuVM" and not isinstance(vm := view.parsed(owner, GpuVM), VmtError):
         priority = vm.spec.priority
     if grant.owner_kind == "Pod" and (cluster_obj := view.cluster_of(grant.owner_namespace)):
-        parent = key_of(cluster_obj)
+        parent, leased = key_of(cluster_obj), cluster_obj
         if not isinstance(of := view.parsed(cluster_obj, VirtualCluster), VmtError):
             priority = of.spec.priority
     devices = tuple(
@@ -313,6 +317,14 @@ def _admit(view: View, grant: Allocation) -> Admit:
             parent=parent,
             group=group_of(view, owner) if owner else "",
             preemptible=grant.preemptible,
+            ends=ends_of(view, leased) if leased and leased["kind"] != "Pod" else None,
         ),
         Placement(grant.node, devices, grant.cpu, grant.memory),
     )
+
+
+def _charged(grant: Allocation) -> dict[str, int]:
+    charged: dict[str, int] = {}
+    for part in grant.grants:
+        charged[part.pool] = charged.get(part.pool, 0) + part.parts
+    return charged

@@ -7,6 +7,7 @@ from vmtenancy.api.names import ADMITTED_CONDITION
 from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.node_fit import fits_node
 from vmtenancy.reconcile.pods import is_bound, is_finished, is_gated
+from vmtenancy.reconcile.reservations import end_of
 from vmtenancy.reconcile.status import condition
 from vmtenancy.reconcile.steps import Object
 from vmtenancy.reconcile.supply import vm_needs
@@ -26,7 +27,7 @@ def owner_of(view: View, allocation: Allocation) -> Object | None:
 def ended(view: View) -> list[Allocation]:
     """Live grants to release now."""
     parents = {allocation.parent for allocation in view.live if allocation.parent}
-    judge = {"GpuVM": _vm_ended, "Pod": _pod_ended}
+    judge = {"GpuVM": _vm_ended, "GpuReservation": _reservation_ended, "Pod": _pod_ended}
     return [
         allocation
         for allocation in view.live
@@ -131,7 +132,7 @@ def must_be_told(view: View, pod: Object) -> Allocation | None:
 
 def is_ending(view: View, allocation: Allocation) -> bool:
     """Whether a live grant will end soon, whatever is decided: it is taken back, or its owner wants it no more."""
-    if allocation.owner_kind == "VirtualCluster":
+    if allocation.owner_kind in ("VirtualCluster", "GpuReservation"):
         return False
     obj = owner_of(view, allocation)
     if obj is None or is_deleting(obj) or is_revoked(view, allocation):
@@ -158,6 +159,15 @@ def _pod_ended(view: View, allocation: Allocation) -> bool:
     if pod is None or is_finished(pod):
         return True
     return is_gated(pod) and (is_deleting(pod) or is_taken_back(pod, allocation))
+
+
+def _reservation_ended(view: View, allocation: Allocation) -> bool:
+    """What draws on it still is charged by itself from then on."""
+    obj = owner_of(view, allocation)
+    if obj is None or is_deleting(obj):
+        return True
+    end = end_of(view, obj)
+    return end is not None and end <= view.now
 
 
 def _hold_ended(view: View, allocation: Allocation, parents: set[str]) -> bool:

@@ -157,7 +157,16 @@ def _nothing_left_behind(view: View) -> Iterator[Violation]:
 
 
 def _generation_is_honest(view: View) -> Iterator[Violation]:
-    for kind in ("GpuVM", "VirtualCluster", "GpuGroup", "Tenant", "GpuPool", "GpuClass", "Cohort"):
+    for kind in (
+        "GpuVM",
+        "VirtualCluster",
+        "GpuGroup",
+        "GpuReservation",
+        "Tenant",
+        "GpuPool",
+        "GpuClass",
+        "Cohort",
+    ):
         for obj in view.world.of(kind):
             seen = int((obj.get("status") or {}).get("observedGeneration") or 0)
             if seen > int(obj["metadata"].get("generation") or 0):

@@ -44,6 +44,7 @@ KINDS: Final[Mapping[str, KindInfo]] = _table(
     KindInfo("GpuVM", API_VERSION, "gpuvms"),
     KindInfo("VirtualCluster", API_VERSION, "virtualclusters"),
     KindInfo("GpuGroup", API_VERSION, "gpugroups"),
+    KindInfo("GpuReservation", API_VERSION, "gpureservations"),
     KindInfo("GpuAllocation", API_VERSION, "gpuallocations", namespaced=False),
     KindInfo("GpuLedger", API_VERSION, "gpuledgers", namespaced=False),
     KindInfo("Node", "v1", "nodes", namespaced=False),

@@ -22,6 +22,7 @@ from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.ledger import revoke
 from vmtenancy.reconcile.lineage import running_launchers
 from vmtenancy.reconcile.requests import Unclear
+from vmtenancy.reconcile.reservations import end_of, of_machine
 from vmtenancy.reconcile.status import Condition, is_true, seconds, timestamp
 from vmtenancy.reconcile.steps import Chain, Object
 from vmtenancy.reconcile.view import Allocation, View
@@ -42,22 +43,30 @@ class Period:
 
 @dataclass(frozen=True, slots=True)
 class _Terms:
-    """What an owner and its tenant say: lengths in seconds, `renewed` since the epoch, 0 if never."""
+    """What an owner and its tenant say: lengths in seconds, `renewed` and `until` since the epoch, 0 if never.
 
-    duration: int
+    `until` is the end of its reservation. At least one of `duration`, `maximum` and `until` is given.
+    """
+
+    duration: int | None
     maximum: int | None
+    until: float | None
     warn_before: tuple[str, ...]
     renewed: float
 
     @property
     def is_too_long(self) -> bool:
         """Whether it asks for more than the tenant allows."""
-        return self.maximum is not None and self.duration > self.maximum
+        return self.maximum is not None and self.duration is not None and self.duration > self.maximum
 
     def end(self, started: float) -> float:
         """When a lease of these terms ends."""
-        end = max(started, self.renewed) + self.duration
-        return end if self.maximum is None else min(end, started + self.maximum)
+        ends = [] if self.until is None else [self.until]
+        if self.duration is not None:
+            ends.append(max(started, self.renewed) + self.duration)
+        if self.maximum is not None:
+            ends.append(started + self.maximum)
+        return min(ends)
 
 
 def running(view: View, obj: Object) -> Period | None:
@@ -72,9 +81,26 @@ def running(view: View, obj: Object) -> Period | None:
     started = told.started if told and since < told.ends else since
     ends = terms.end(started)
     if told and told.started == started and ends < told.ends:
-        notice = max(map(seconds_of, terms.warn_before), default=0)
-        ends = min(told.ends, max(ends, int(view.now) + notice))
-    return Period(started, ends, tuple((ends - seconds_of(text), text) for text in terms.warn_before))
+        lengths = [length for length in map(seconds_of, terms.warn_before) if length < told.ends - started]
+        ends = min(told.ends, max(ends, int(view.now) + max(lengths, default=0)))
+    due = ((ends - seconds_of(text), text) for text in terms.warn_before)
+    return Period(started, ends, tuple(warning for warning in due if warning[0] > started))
+
+
+def ends_of(view: View, obj: Object) -> float | None:
+    """When a GpuVM or VirtualCluster ends, or would if it were admitted now; None: nobody knows, or has to.
+
+    It matters where something is reserved.
+    """
+    if not view.world.objects["GpuReservation"]:
+        return None
+    if period := running(view, obj):
+        return period.ends
+    grant = view.live_by_owner.get(uid_of(obj))
+    if grant is not None:
+        return view.now if grant.revoked else None
+    terms = _terms(view, obj)
+    return terms.end(int(view.now)) if terms else None
 
 
 def recorded(obj: Object) -> Period | None:
@@ -190,6 +216,8 @@ def _owner(view: View, grant: Allocation) -> Object | None:
     """Whose lease a grant ends with."""
     if grant.owner_kind == "Pod":
         return view.cluster_of(grant.owner_namespace)
+    if grant.owner_kind == "GpuReservation":
+        return None
     found = view.world.get(grant.owner_kind, grant.owner_namespace, grant.owner_name)
     return found if found is not None and uid_of(found) == grant.owner_uid else None
 
@@ -211,16 +239,19 @@ def _needs_grant(view: View, obj: Object) -> bool:
 
 def _terms(view: View, obj: Object) -> _Terms | None:
     lease, allowed = _lease(view, obj), _allowed(view, obj)
+    spec = _spec(view, obj)
+    reservation = (
+        of_machine(view, obj["metadata"]["namespace"], spec) if isinstance(spec, GpuVMSpec) else None
+    )
+    until = end_of(view, reservation) if reservation else None
     length = lease.duration or allowed.default or allowed.maximum
-    if length is None:
+    if length is None and until is None:
         return None
-    duration = seconds_of(length)
-    maximum = seconds_of(allowed.maximum) if allowed.maximum else None
-    longest = duration if maximum is None else min(duration, maximum)
     return _Terms(
-        duration,
-        maximum,
-        tuple(text for text in lease.warn_before if seconds_of(text) < longest),
+        seconds_of(length) if length else None,
+        seconds_of(allowed.maximum) if allowed.maximum else None,
+        until,
+        lease.warn_before,
         seconds(lease.renewed_at) if lease.renewed_at else 0.0,
     )
 

@@ -50,7 +50,7 @@ def allocation_name(view: View, spec: Mapping[str, Any]) -> str:
     make a different grant true under the same name.
     """
     owner = spec["owner"]
-    short = {"GpuVM": "vm", "VirtualCluster": "vc", "Pod": "pod"}[owner["kind"]]
+    short = {"GpuVM": "vm", "VirtualCluster": "vc", "GpuReservation": "res", "Pod": "pod"}[owner["kind"]]
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
     return f"{short}-{owner['uid']}-{view.head.epoch}-{view.head.sequence + 1}-{digest}"
 

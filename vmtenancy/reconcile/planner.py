@@ -14,6 +14,7 @@ from vmtenancy.reconcile.groups import group_chains
 from vmtenancy.reconcile.leases import lease_chains, next_lease_event
 from vmtenancy.reconcile.ledger import housekeeping, take_over_chain
 from vmtenancy.reconcile.orphans import orphan_chains
+from vmtenancy.reconcile.reservations import next_window, reservation_chains
 from vmtenancy.reconcile.revocation import next_deadline, revocation_chains
 from vmtenancy.reconcile.steps import Plan
 from vmtenancy.reconcile.supply import fleet_of, quota_tree_of
@@ -44,8 +45,10 @@ def plan(world: World, now: float) -> Plan:
     chains += gpuvm_chains(view, admission)
     chains += virtualcluster_chains(view, admission)
     chains += waiting_pod_chains(view, admission)
+    chains += reservation_chains(view, admission.waits, admission.unclear)
     if admission.chain is None:  # else its members are about to change
         chains += group_chains(view, admission.waits, admission.unclear)
     chains += orphan_chains(view)
-    due = [time for time in (next_deadline(view), next_lease_event(view)) if time is not None]
+    times = (next_deadline(view), next_lease_event(view), next_window(view))
+    due = [time for time in times if time is not None]
     return Plan(tuple(chains), retry_at=min(due, default=None))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vmtenancy.api.tenant import Tenant
 from vmtenancy.core.requests import Demand
+from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.steps import Object
+from vmtenancy.reconcile.view import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +35,22 @@ class Requests:
 
     asked: dict[str, Asked] = field(default_factory=dict)
     unclear: dict[str, Unclear] = field(default_factory=dict)
+
+
+def _no_tenant(owner: Object, tenant: str) -> Unclear:
+    namespace = owner["metadata"]["namespace"]
+    if tenant:
+        return Unclear(owner, "TenantNotFound", f"tenant {tenant} of namespace {namespace} does not exist")
+    message = f"namespace {namespace} belongs to no tenant: add it to a Tenant's spec.namespaces"
+    return Unclear(owner, "NoTenant", message)
+
+
+def tenant_for(view: View, owner: Object) -> tuple[str, Unclear | None]:
+    """The tenant that is charged for an owner, and what is wrong with it, if anything."""
+    tenant = view.tenant_of(owner["metadata"]["namespace"])
+    obj = view.world.get("Tenant", "", tenant)
+    if obj is None:
+        return tenant, _no_tenant(owner, tenant)
+    if isinstance(view.parsed(obj, Tenant), VmtError):
+        return tenant, Unclear(owner, "TenantInvalid", f"tenant {tenant} is not valid: see its conditions")
+    return tenant, None

@@ -250,6 +250,11 @@ class View:
         return [allocation for allocation in self.allocations if allocation.live]
 
     @cached_property
+    def live_by_name(self) -> Mapping[str, Allocation]:
+        """Live grants by their names."""
+        return {allocation.name: allocation for allocation in self.live}
+
+    @cached_property
     def live_by_owner(self) -> Mapping[str, Allocation]:
         """Live grants by the uid of their owner."""
         return {allocation.owner_uid: allocation for allocation in self.live}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vmtenancy.core.admission import decide
+from vmtenancy.core.calendar import Reserved
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import Offering
 from vmtenancy.core.quota.tree import QuotaTree
@@ -39,6 +40,7 @@ def explain(
     key: str,
     ending: frozenset[str] = frozenset(),
     promised: frozenset[str] = frozenset(),
+    reserved: Sequence[Reserved] = (),
 ) -> Explanation | None:
     """Explain the demand `key` among all that wait; None if it would be admitted. The rest is as in `decide`.
 
@@ -46,7 +48,7 @@ def explain(
     Raises KeyError where nothing of that key is demanded.
     """
     holds = tuple(holds)
-    decisions = decide(fleet, tree, holds, demands, ending, promised)
+    decisions = decide(fleet, tree, holds, demands, ending, promised, reserved)
     place = next((i for i, decision in enumerate(decisions) if decision.demand.key == key), None)
     if place is None:
         raise KeyError(key)
@@ -55,7 +57,7 @@ def explain(
         return None
     ahead = [decision.demand for decision in decisions[:place]]
     for smaller in _smaller(wait.demand, fleet.offerings):
-        answers = decide(fleet, tree, holds, [*ahead, smaller], ending, promised)
+        answers = decide(fleet, tree, holds, [*ahead, smaller], ending, promised, reserved)
         if any(isinstance(answer, Admit) and answer.demand.key == key for answer in answers):
             return Explanation(wait, smaller.requests)
     return Explanation(wait, None)

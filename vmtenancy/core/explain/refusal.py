@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
 
@@ -34,6 +35,7 @@ class Reason(StrEnum):
     OWN_QUOTA_EXCEEDED = "OwnQuotaExceeded"
     NO_CAPACITY = "NoCapacity"
     NOMINATED = "Nominated"
+    RESERVED = "Reserved"
 
 
 @dataclass(frozen=True)
@@ -194,3 +196,12 @@ def nominated(pools: Iterable[str], victims: Iterable[str]) -> Refusal:
     if stopped:
         message += ", stopped for it"
     return _plain(Reason.NOMINATED, Problem(Code.NOMINATED, "", message), tuple(pools))
+
+
+def reserved(then: Refusal, windows: str, start: float) -> Refusal:
+    """It would be in the way of what is reserved from `start` (seconds) on, when `then` will be so."""
+    when = datetime.fromtimestamp(int(start), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    missing, shortage = then.told
+    message = f"from {when} on {windows} needs it: then {missing.message}"
+    problem = Problem(Code.RESERVED, "", message, expected="a lease that ends before, or less")
+    return Refusal(Reason.RESERVED, lambda: (problem, shortage), then.pools)

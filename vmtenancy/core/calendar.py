@@ -1,0 +1,82 @@
+"""What is reserved for later: nobody is admitted who would still be there when a window begins, and be in its way.
+
+It speaks of quota alone, as a reservation does. For each moment at which a window begins it keeps the books as they
+will be then, if nobody comes: what ends by itself before is gone, and the windows of that time have their quota. A
+window that would not fit even so (what runs has no end) keeps nobody else out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from vmtenancy.core.books import Books
+from vmtenancy.core.explain import refusal
+from vmtenancy.core.explain.refusal import Refusal
+from vmtenancy.core.fleet.model import Runtime
+from vmtenancy.core.requests import Admit, Demand
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """A window to come: a HOLD of quota alone from `start` (seconds, as `Demand.ends`) until `demand.ends`."""
+
+    demand: Demand
+    start: float
+
+
+class Calendar:
+    """One round's look ahead. `live` are the grants in the books, `ending` the keys of those that end soon.
+
+    Costs a copy of the quota's books for each moment at which a window begins; nothing without windows.
+    """
+
+    def __init__(
+        self, books: Books, live: Sequence[Admit], ending: frozenset[str], reserved: Sequence[Reserved]
+    ) -> None:
+        windows = sorted(
+            reserved, key=lambda window: (window.start, window.demand.created, window.demand.key)
+        )
+        self._moments: list[tuple[float, Books, str]] = []
+        for start in sorted({window.start for window in windows}):
+            then = books.of_quota()
+            # A hold goes after what draws on it.
+            for admit in sorted(live, key=lambda admit: admit.demand.runtime is Runtime.HOLD):
+                if admit.demand.key in ending or not _lasts(admit.demand, start):
+                    then.leave_quota(admit)
+            kept = []
+            for window in windows:
+                if (
+                    window.start <= start
+                    and _lasts(window.demand, start)
+                    and not then.quota_refusal(window.demand)
+                ):
+                    then.enter_quota(Admit(window.demand, None))
+                    kept.append(window.demand.key)
+            if kept:
+                self._moments.append((start, then, ", ".join(kept)))
+
+    def admitted(self, admits: Iterable[Admit]) -> None:
+        """Demands were admitted in this round."""
+        for admit in admits:
+            for start, then, _ in self._moments:
+                if _lasts(admit.demand, start):
+                    then.enter_quota(admit)
+
+    def refusal(self, demands: Iterable[Demand]) -> Refusal | None:
+        """Why demands that are decided together would be in the way of a window; None where they are not."""
+        demands = tuple(demands)
+        for start, then, windows in self._moments:
+            with then.what_if():
+                for demand in demands:
+                    if not _lasts(demand, start):
+                        continue
+                    if why := then.quota_refusal(demand):
+                        return refusal.reserved(why, windows, start)
+                    then.enter_quota(Admit(demand, None))
+        return None
+
+
+def _lasts(demand: Demand, moment: float) -> bool:
+    """Whether it is still there then, for all that is known."""
+    return demand.ends is None or demand.ends > moment
