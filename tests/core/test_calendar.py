@@ -116,7 +116,9 @@ def test_what_would_have_fitted_at_its_start_still_does(
         last = [d for d in stay if d.demand.ends is None or d.demand.ends > start]
 
         def fit(live: list[Admit], then: list[Reserved] = then) -> set[str]:
-            answers = decide(fleet(*FLEET), tree(a=4, b=4), live, [w.demand for w in then])
+            wanted = [w.demand for w in then]
+            in_order = frozenset(demand.key for demand in wanted)  # else fair share has a say
+            answers = decide(fleet(*FLEET), tree(a=4, b=4), live, wanted, promised=in_order)
             return {answer.demand.key for answer in answers if isinstance(answer, Admit)}
 
         assert fit([]) == fit(last)

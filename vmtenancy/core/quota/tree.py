@@ -198,7 +198,10 @@ class QuotaTree:
             return 0.0
         rise = {self._pool[pool]: parts for pool, parts in more.items() if pool in self._pool}
         for node in path[:level]:
-            rise = {p: self._rise_above(node, p, parts) for p, parts in rise.items()}
+            rise = {
+                p: _rise_above(self._usage.item(node, p), parts, self._kept[node][p])
+                for p, parts in rise.items()
+            }
         node, above = path[level], path[level + 1]
         over = self._usage[node] - self._subtree[node]
         for p, parts in rise.items():
@@ -349,16 +352,16 @@ class QuotaTree:
         delta = sign * parts
         usage, kept = self._usage, self._kept
         for node in self._paths[self._tenant[tenant]]:
-            used, guaranteed = usage.item(node, p), kept[node][p]
+            used = usage.item(node, p)
             usage[node, p] = used + delta
-            delta = max(0, used + delta - guaranteed) - max(0, used - guaranteed)
+            delta = _rise_above(used, delta, kept[node][p])
             if not delta:
                 break
 
-    def _rise_above(self, node: int, p: int, parts: int) -> int:
-        """By how much the usage of the node above changes when this one's does by `parts`."""
-        used, guaranteed = self._usage.item(node, p), self._kept[node][p]
-        return max(0, used + parts - guaranteed) - max(0, used - guaranteed)
+
+def _rise_above(used: int, more: int, guaranteed: int) -> int:
+    """By how much the usage of the node above changes when that of a node does by `more`."""
+    return max(0, used + more - guaranteed) - max(0, used - guaranteed)
 
 
 def _refuse_twice(path: str, names: Iterable[str]) -> None:
