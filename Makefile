@@ -69,6 +69,7 @@ crash-points: $(VENV)/.real
 
 bench: $(VENV)/.dev
 	$(call part,placement,$(BIN)/python benchmarks/placement.py)
+	$(call part,quota,$(BIN)/python benchmarks/quota.py)
 
 generate: $(VENV)/.dev
 	$(BIN)/python -m vmtenancy.api.crdgen crds
