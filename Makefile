@@ -8,8 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NIGHTLY_ARGS ?=
-# Tests that share a control plane stay together (`xdist_group` in tests/conftest.py).
-PARALLEL ?= -n auto --dist loadgroup
+PARALLEL ?= -n auto
 
 # Runs one part and says what it took; a failure stops the target.
 define part
@@ -53,7 +52,8 @@ check: $(VENV)/.dev
 
 test: $(VENV)/.real
 	$(call part,real components,$(BIN)/python -m vmtenancy.testing.build)
-	$(call part,tests,$(BIN)/python -m pytest -q $(PARALLEL) -m "not kind and not nightly" --durations=15)
+	$(call part,pure tests,$(BIN)/python -m pytest -q $(PARALLEL) -m "not cluster and not kind and not nightly")
+	$(call part,tests on the real programs,$(BIN)/python -m pytest -q -m "cluster and not kind and not nightly" --durations=15)
 
 nightly: $(VENV)/.real
 	$(call part,real components,$(BIN)/python -m vmtenancy.testing.build)

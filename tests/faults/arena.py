@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -63,6 +64,7 @@ class Arena:
         self.history = History(self._wake)
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
+        self._replacing = threading.Lock()
         self._emptied: set[str] = set()
         self._finalized: set[str] = set()
         self._executor = Executor(
@@ -82,9 +84,12 @@ class Arena:
 
     def replace_controller(self) -> None:
         """Kill it and start another one. Callable from any thread, returns once the old one is gone."""
-        self.controller.kill()
-        self.controller = self._new_controller()
-        self.controller.start()
+        with (
+            self._replacing
+        ):  # two faults may strike at once, and nobody would ever kill what one of them started
+            self.controller.kill()
+            self.controller = self._new_controller()
+            self.controller.start()
 
     def _new_controller(self) -> InProcessController:
         return InProcessController(self.proxy.kubeconfig, lambda: self._loop.call_soon_threadsafe(self._wake))

@@ -35,8 +35,8 @@ PATIENCE_S: Final = 120.0
 
 
 @pytest.fixture
-async def running(control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[Arena]:
-    async with arena(control_plane, tmp_path) as made:
+async def running(cluster: ControlPlane, tmp_path: Path) -> AsyncIterator[Arena]:
+    async with arena(cluster, tmp_path) as made:
         yield made
         await made.delete(VM, CLUSTER, WINDOW, LATE)
         await made.rest()

@@ -4,6 +4,7 @@ The namespace controller waits 5 s before it looks at a deleted namespace, so it
 contents are deleted, and only then is the namespace finalized.
 """
 
+import sys
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -76,10 +77,12 @@ class Snapshot:
         return cls(cluster, {found.metadata["uid"] for found in everything._news()})
 
     def restore(self) -> None:
-        """Delete what came since. Raises ``TimeoutError`` naming what could not be deleted."""
-        started = time.monotonic()
+        """Delete what came since. Raises ``TimeoutError`` naming what is left once nothing more goes."""
+        least, progress = sys.maxsize, time.monotonic()
         while left := self._news():
-            waited = time.monotonic() - started
+            if len(left) < least:
+                least, progress = len(left), time.monotonic()
+            waited = time.monotonic() - progress
             if waited > _DEADLINE_S:
                 raise TimeoutError(f"still there after clean-up: {', '.join(f.path for f in left)}")
             # Namespaces first: nothing new can be created in one that is being deleted.
