@@ -31,7 +31,9 @@ def test_a_group_is_admitted_whole_or_not_at_all() -> None:
 
 def test_quota_counts_the_whole_group() -> None:
     demands = [ask(name, "a", 2, group="g") for name in "xy"]
-    assert admitted(decide(fleet(*TWO), tree(a=3), [], demands)) == []
+    decisions = decide(fleet(*TWO), tree(a=3), [], demands)
+    assert admitted(decisions) == []
+    assert all("needs 2 GPUs, 1 free of 3" in d.message for d in decisions if isinstance(d, Wait))
     assert len(admitted(decide(fleet(*TWO), tree(a=4), [], demands))) == 2
 
 

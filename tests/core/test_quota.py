@@ -95,10 +95,13 @@ def test_shortage_names_the_node_that_binds_and_its_holders() -> None:
     shortage = tree.shortage("a", POOL, 2 * GPU)
     assert (shortage.free, shortage.total, shortage.binds) == (GPU, 6 * GPU, "cohort team")
     assert shortage.holders == (("b/two", 4 * GPU), ("a/one", 3 * GPU))
-    tree.uncharge("b", POOL, 4 * GPU, "b/two")
+    tree.uncharge("b", POOL, GPU, "b/two")
+    shortage = tree.shortage("a", POOL, 3 * GPU)
+    assert shortage.holders == (("a/one", 3 * GPU), ("b/two", 3 * GPU))
+    tree.uncharge("b", POOL, 2 * GPU, "b/two")
     shortage = tree.shortage("a", POOL, 4 * GPU)
     assert (shortage.free, shortage.total, shortage.binds) == (3 * GPU, 6 * GPU, "tenant a")
-    assert shortage.holders == (("a/one", 3 * GPU),)
+    assert shortage.holders == (("a/one", 3 * GPU),), "b holds nothing of what binds"
 
 
 def test_class_caps_count_units() -> None:

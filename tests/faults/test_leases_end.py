@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from vmtenancy.cli.main import app
 from vmtenancy.reconcile import World
-from vmtenancy.reconcile.status import condition, seconds
+from vmtenancy.reconcile.status import condition, seconds, timestamp
 from vmtenancy.reconcile.steps import Ref
 from vmtenancy.reconcile.view import View
 from vmtenancy.reconcile.world import uid_of
@@ -103,8 +103,13 @@ async def test_machine_and_virtual_cluster_end_on_time_and_start_again_when_rene
         and View(world, 0.0).gpus(pod)
     ]
 
-    assert "was to end at" in await asyncio.to_thread(renew, control_plane, "gpuvm/a", "vision")
+    told = await asyncio.to_thread(renew, control_plane, "gpuvm/a", "vision")
+    assert told.startswith("the lease of GpuVM vision/a counts from 20")
+    assert told.endswith(f"Z; it was to end at {timestamp(ends[VM])}\n")
     await asyncio.to_thread(renew, control_plane, "vcl/lab", "llm")
+    await running.create(gpu_vm("new", lease=LEASE, runStrategy="Halted"))
+    told = await asyncio.to_thread(renew, control_plane, "gvm/new", "vision")
+    assert told.endswith("Z; none has begun so far\n")
     world = await until(running, lambda world: {"a", "lab"} <= granted(world))
     assert reason(world, VM) == reason(world, CLUSTER) == "Admitted"
     assert seconds((world.find(VM) or {})["status"]["lease"]["startedAt"]) >= ends[VM]

@@ -129,6 +129,17 @@ class Lab(SimulatedCluster):
     def head(self) -> Head:
         return View(self.cluster.world, 0.0).head
 
+    def wait_until(self, moment: float) -> None:
+        """Nothing happens until then, except what the controller wants to be woken for."""
+        for _ in range(20):
+            due = self.plan().retry_at
+            if due is None or due > moment:
+                break
+            self.cluster.now = due
+            self.settle()
+        self.cluster.now = max(self.cluster.now, moment)
+        self.settle()
+
     def live_grants(self) -> set[str]:
         """Names of all grants that count."""
         return {grant.name for grant in View(self.cluster.world, 0.0).live}

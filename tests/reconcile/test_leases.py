@@ -5,30 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from lab import Lab, gpu_pod, gpu_vm, small_lab, tenant, virtual_cluster
+from lab import Lab, gpu_pod, gpu_vm, tenant, virtual_cluster
 
 from vmtenancy.reconcile.status import condition, seconds, timestamp
 
 HOUR, MINUTE = 3600.0, 60.0
 VM, CLUSTER = ("GpuVM", "vision", "a"), ("VirtualCluster", "llm", "lab")
 Owner = tuple[str, str, str]
-
-
-@pytest.fixture
-def lab() -> Lab:
-    return small_lab()
-
-
-def at(lab: Lab, moment: float) -> None:
-    """Nothing happens until then, except what the controller wants to be woken for."""
-    for _ in range(20):
-        due = lab.plan().retry_at
-        if due is None or due > moment:
-            break
-        lab.cluster.now = due
-        lab.settle()
-    lab.cluster.now = max(lab.cluster.now, moment)
-    lab.settle()
 
 
 def lease(lab: Lab, owner: Owner) -> tuple[float, float]:
@@ -76,7 +59,7 @@ def test_the_planner_is_woken_for_each_warning_and_for_the_end_and_for_nothing_e
 
 def test_each_warning_is_told_once(lab: Lab) -> None:
     end = start(lab)
-    at(lab, end - 5 * MINUTE)
+    lab.wait_until(end - 5 * MINUTE)
     assert lab.events(*VM).count("LeaseEnding") == 2
     assert lab.reason(*VM, of="LeaseEnding") == "LeaseEnding"
     assert "in 10m or less" in message(lab, VM, "LeaseEnding")
@@ -91,7 +74,7 @@ def test_warnings_that_are_not_shorter_than_the_lease_are_left_out(lab: Lab) -> 
 
 def test_at_its_end_the_machine_is_stopped_and_stays_stopped(lab: Lab) -> None:
     end = start(lab)
-    at(lab, end + HOUR)
+    lab.wait_until(end + HOUR)
     assert lab.status(*VM)["phase"] == "Stopped"
     assert lab.reason(*VM, of="Admitted") == "LeaseExpired"
     assert timestamp(end) in message(lab, VM)
@@ -100,7 +83,7 @@ def test_at_its_end_the_machine_is_stopped_and_stays_stopped(lab: Lab) -> None:
     machine = lab.get("VirtualMachine", "vision", "a")
     assert machine["spec"]["runStrategy"] == "Halted"
     assert condition(lab.get(*VM), "LeaseEnding") is None
-    at(lab, end + 1000 * HOUR)
+    lab.wait_until(end + 1000 * HOUR)
     assert lab.grant(*VM) is None
 
 
@@ -120,13 +103,13 @@ def test_another_gets_the_devices(lab: Lab) -> None:
     lab.apply(gpu_vm("b", 4))
     lab.settle()
     assert lab.grant("GpuVM", "vision", "b") is None
-    at(lab, end)
+    lab.wait_until(end)
     assert lab.status("GpuVM", "vision", "b")["phase"] == "Running"
     lab.edit(*VM, lease={"duration": "8h", "renewedAt": timestamp(end + MINUTE)})
-    at(lab, end + MINUTE)
+    lab.wait_until(end + MINUTE)
     assert lab.reason(*VM, of="Admitted") == "QuotaExceeded", "it queues again"
     assert "lease" not in lab.status(*VM)
-    at(lab, end + 100 * HOUR)
+    lab.wait_until(end + 100 * HOUR)
     lab.delete("GpuVM", "vision", "b")
     lab.settle()
     assert lease(lab, VM)[1] == committed(lab, VM) + 8 * HOUR, "it is a new one"
@@ -135,7 +118,7 @@ def test_another_gets_the_devices(lab: Lab) -> None:
 @pytest.mark.parametrize("change", ["renewed", "longer", "dropped"])
 def test_what_is_over_starts_again_when_it_is_renewed_made_longer_or_dropped(lab: Lab, change: str) -> None:
     end = start(lab)
-    at(lab, end + HOUR)
+    lab.wait_until(end + HOUR)
     wanted: Any = {
         "renewed": {"duration": "8h", "renewedAt": timestamp(end + HOUR)},
         "longer": {"duration": "24h"},
@@ -154,21 +137,21 @@ def test_what_is_over_starts_again_when_it_is_renewed_made_longer_or_dropped(lab
 
 def test_a_renewal_before_the_end_keeps_it_running(lab: Lab) -> None:
     end = start(lab)
-    at(lab, end - 5 * MINUTE)
+    lab.wait_until(end - 5 * MINUTE)
     grant = lab.grant(*VM)
     lab.edit(*VM, lease={"duration": "8h", "renewedAt": timestamp(end - 5 * MINUTE)})
     lab.settle()
     assert lease(lab, VM)[1] == end - 5 * MINUTE + 8 * HOUR
     assert lab.reason(*VM, of="LeaseEnding") == "LeaseRunning"
-    at(lab, end + HOUR)
+    lab.wait_until(end + HOUR)
     assert lab.grant(*VM) == grant
-    at(lab, end + 8 * HOUR)
+    lab.wait_until(end + 8 * HOUR)
     assert lab.reason(*VM, of="Admitted") == "LeaseExpired"
 
 
 def test_one_that_is_stopped_and_started_by_its_owner_has_a_new_lease(lab: Lab) -> None:
     end = start(lab)
-    at(lab, end)
+    lab.wait_until(end)
     lab.edit(*VM, runStrategy="Halted")
     lab.settle()
     assert lab.reason(*VM, of="Admitted") == "Stopped"
@@ -184,7 +167,7 @@ def test_a_stopped_machine_that_holds_its_devices_gives_them_back_at_the_end(lab
     lab.edit(*VM, runStrategy="Halted")
     lab.settle()
     assert lab.grant(*VM)
-    at(lab, lease(lab, VM)[1])
+    lab.wait_until(lease(lab, VM)[1])
     assert lab.grant(*VM) is None
 
 
@@ -234,14 +217,14 @@ def test_renewals_do_not_pass_the_maximum(lab: Lab) -> None:
     lab.apply(tenant("vision", 3, 1, leases={"maximum": "10h"}))
     end = start(lab)
     began = lease(lab, VM)[0]
-    at(lab, end - HOUR)
+    lab.wait_until(end - HOUR)
     lab.edit(*VM, lease={"duration": "8h", "renewedAt": timestamp(end - HOUR)})
     lab.settle()
     assert lease(lab, VM)[1] == began + 10 * HOUR
-    at(lab, began + 10 * HOUR)
+    lab.wait_until(began + 10 * HOUR)
     assert lab.reason(*VM, of="Admitted") == "LeaseExpired"
     lab.edit(*VM, lease={"duration": "8h", "renewedAt": timestamp(began + 11 * HOUR)})
-    at(lab, began + 11 * HOUR)
+    lab.wait_until(began + 11 * HOUR)
     assert lease(lab, VM)[1] == committed(lab, VM) + 8 * HOUR, "it has queued again"
 
 
@@ -249,7 +232,7 @@ def test_a_lease_that_comes_later_counts_from_then(lab: Lab) -> None:
     lab.apply(gpu_vm("a"))
     lab.settle()
     later = committed(lab, VM) + 100 * HOUR
-    at(lab, later)
+    lab.wait_until(later)
     lab.cluster.now = later = lab.cluster.now + 1
     lab.apply(tenant("vision", 3, 1, leases={"default": "2h"}))
     lab.settle()
@@ -263,15 +246,15 @@ def test_lowered_terms_leave_the_time_of_the_first_warning(lab: Lab) -> None:
     lab.settle()
     assert lease(lab, VM)[1] == lowered + HOUR
     assert lab.reason(*VM, of="LeaseEnding") == "LeaseEnding"
-    at(lab, lowered + HOUR - 1)
+    lab.wait_until(lowered + HOUR - 1)
     assert lab.status(*VM)["phase"] == "Running"
-    at(lab, lowered + HOUR)
+    lab.wait_until(lowered + HOUR)
     assert lab.reason(*VM, of="Admitted") == "LeaseExpired"
 
 
 def test_without_warnings_lowered_terms_hold_at_once(lab: Lab) -> None:
     end = start(lab, warnBefore=[])
-    at(lab, end - HOUR)
+    lab.wait_until(end - HOUR)
     lab.edit(*VM, lease={"duration": "1h", "warnBefore": []})
     lab.settle()
     assert lab.reason(*VM, of="Admitted") == "LeaseExpired"
@@ -287,7 +270,7 @@ def test_a_preempted_machine_gets_a_new_lease_with_its_next_grant(lab: Lab) -> N
     lab.apply(gpu_vm("urgent", 4, priority=5))
     lab.settle()
     assert "lease" not in lab.status(*VM)
-    at(lab, end + HOUR)
+    lab.wait_until(end + HOUR)
     assert lab.reason(*VM, of="Admitted") == "QuotaExceeded", "its time does not run while it waits"
     lab.delete("GpuVM", "vision", "urgent")
     lab.settle()
@@ -296,7 +279,7 @@ def test_a_preempted_machine_gets_a_new_lease_with_its_next_grant(lab: Lab) -> N
 
 def test_a_grant_that_was_lost_comes_back_with_the_lease_that_it_had(lab: Lab) -> None:
     end = start(lab)
-    at(lab, end - 2 * HOUR)
+    lab.wait_until(end - 2 * HOUR)
     grant = lab.grant(*VM)
     assert grant
     lab.cluster.world.remove("GpuAllocation", "", grant["metadata"]["name"])
@@ -359,10 +342,10 @@ def test_a_virtual_cluster_gives_its_gpus_back_and_stays_there(lab: Lab, guarant
     lab.inside("lab", gpu_pod("q"))
     lab.settle()
     assert len(running_pods(lab)) == 2
-    at(lab, end - MINUTE)
+    lab.wait_until(end - MINUTE)
     assert len(running_pods(lab)) == 2
     assert lab.events(*CLUSTER).count("LeaseEnding") == 2
-    at(lab, end)
+    lab.wait_until(end)
     assert not running_pods(lab)
     assert lab.reason(*CLUSTER, of="Admitted") == "LeaseExpired"
     assert lab.events(*CLUSTER).count("LeaseExpired") == 1

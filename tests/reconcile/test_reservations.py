@@ -19,18 +19,6 @@ def lab() -> Lab:
     return found
 
 
-def at(lab: Lab, moment: float) -> None:
-    """Nothing happens until then, except what the controller wants to be woken for."""
-    for _ in range(20):
-        due = lab.plan().retry_at
-        if due is None or due > moment:
-            break
-        lab.cluster.now = due
-        lab.settle()
-    lab.cluster.now = max(lab.cluster.now, moment)
-    lab.settle()
-
-
 def message(lab: Lab, kind: str, namespace: str, name: str) -> str:
     found = condition(lab.get(kind, namespace, name), "Admitted")
     return str(found["message"]) if found else ""
@@ -60,7 +48,7 @@ def test_a_window_is_shown_begins_on_time_and_ends_on_time(lab: Lab) -> None:
     assert lab.grant(*WINDOW)
     assert lab.status("Tenant", "", "vision")["usage"][0]["allocated"] == "2"
     assert lab.plan().retry_at == start + 4 * HOUR
-    at(lab, start + 4 * HOUR)
+    lab.wait_until(start + 4 * HOUR)
     assert (phase(lab, "r", "GpuReservation"), reason(lab, "r", "GpuReservation")) == ("Ended", "Ended")
     assert not lab.live_grants()
     assert lab.events(*WINDOW) == ["Scheduled", "Admitted", "Ended"]
@@ -84,12 +72,12 @@ def test_what_has_no_end_keeps_clear_and_what_ends_before_may_run(lab: Lab) -> N
     lab.apply(gpu_vm("short", 2, lease={"duration": "1h"}))
     lab.settle()
     assert phase(lab, "short") == "Running"
-    at(lab, start)
+    lab.wait_until(start)
     assert reason(lab, "short") == "LeaseExpired"
     assert phase(lab, "r", "GpuReservation") == "Active"
     assert phase(lab, "small") == "Running"
     assert reason(lab, "forever") == "QuotaExceeded", "now it is held"
-    at(lab, start + 4 * HOUR)
+    lab.wait_until(start + 4 * HOUR)
     assert phase(lab, "forever") == "Running"
 
 
@@ -99,7 +87,7 @@ def test_a_lease_is_not_renewed_for_it_but_its_quota_is_kept_from_its_start_on(l
     lab.settle()
     start = lab.cluster.now + HOUR
     lab.apply(reservation("r", 2, start, start + 4 * HOUR))
-    at(lab, start)
+    lab.wait_until(start)
     assert (phase(lab, "r", "GpuReservation"), reason(lab, "r", "GpuReservation")) == (
         "Pending",
         "QuotaExceeded",
@@ -117,7 +105,7 @@ def test_machines_draw_on_it_are_charged_once_and_end_with_it(lab: Lab) -> None:
     lab.apply(reservation("r", 2, start, start + 4 * HOUR), gpu_vm("a", 1, reservation="r"))
     lab.settle()
     assert reason(lab, "a") == "ReservationPending"
-    at(lab, start)
+    lab.wait_until(start)
     assert phase(lab, "a") == "Running"
     assert lab.status(*WINDOW)["used"] == 1
     assert lab.status("Tenant", "", "vision")["usage"][0]["allocated"] == "2"
@@ -126,7 +114,7 @@ def test_machines_draw_on_it_are_charged_once_and_end_with_it(lab: Lab) -> None:
     lab.settle()
     assert reason(lab, "b") == "MaxReached"
     assert reason(lab, "q") == "MaxReached"
-    at(lab, start + 4 * HOUR)
+    lab.wait_until(start + 4 * HOUR)
     assert (phase(lab, "a"), reason(lab, "a")) == ("Stopped", "ReservationEnded")
     assert lab.events("GpuVM", "vision", "a").count("LeaseEnding") == 2
     assert "LeaseExpired" in lab.events("GpuVM", "vision", "a")
@@ -168,7 +156,7 @@ def test_a_virtual_cluster_and_pods_keep_clear_too(lab: Lab) -> None:
     assert len([pod for pod in lab.pods("vc-llm--lab") if pod["spec"].get("nodeName")]) == 1, (
         "its lease ends before"
     )
-    at(lab, start)
+    lab.wait_until(start)
     assert phase(lab, "r", "GpuReservation", "llm") == "Active"
 
 
@@ -183,7 +171,7 @@ def test_nobody_borrows_what_its_owner_has_reserved(lab: Lab) -> None:
     lab.edit("GpuVM", "llm", "b", lease={"duration": "1h"})
     lab.settle()
     assert phase(lab, "b", namespace="llm") == "Running"
-    at(lab, start)
+    lab.wait_until(start)
     assert phase(lab, "r", "GpuReservation") == "Active"
 
 

@@ -7,11 +7,13 @@ import functools
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lab import Lab, fork, gpu_pod, gpu_vm, small_lab, virtual_cluster
 
-from vmtenancy.api.names import ALLOCATION_ANNOTATION, CLASS_ANNOTATION, GROUP_ANNOTATION
+from vmtenancy.api.names import ADMITTED_CONDITION, ALLOCATION_ANNOTATION, CLASS_ANNOTATION, GROUP_ANNOTATION
+from vmtenancy.reconcile.node_fit import fits_node
+from vmtenancy.reconcile.status import MOST_MESSAGE, condition
 
 
 @functools.cache
@@ -86,6 +88,31 @@ def test_a_virtual_cluster_with_wrong_shapes_stops_nobody(
     assert lab.reason("VirtualCluster", "llm", "wrong", of) == reason
 
 
+@pytest.mark.parametrize(
+    ("label", "operator", "value", "fits"),
+    [
+        ("5", "Gt", "4", True),
+        ("5", "Gt", "5", False),
+        ("-5", "Lt", "+4", True),
+        ("9223372036854775807", "Gt", "9223372036854775806", True),
+        ("9223372036854775808", "Gt", "4", False),
+        ("5", "Lt", "9" * 5000, False),
+        ("5", "Gt", "\u00b2", False),
+        ("5", "Gt", "\u0664", False),
+        ("5", "Gt", " 4", False),
+        ("", "Lt", "4", False),
+    ],
+)
+def test_numbers_in_a_node_affinity_are_those_of_go(
+    label: str, operator: str, value: str, fits: bool
+) -> None:
+    pod = gpu_pod("p")
+    expression = {"key": "size", "operator": operator, "values": [value]}
+    terms = {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
+    pod["spec"]["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+    assert fits_node(pod, {"metadata": {"name": "n", "labels": {"size": label}}, "spec": {}}) is fits
+
+
 _TEXTS = st.one_of(
     st.sampled_from(
         [
@@ -148,6 +175,8 @@ _MARKS = st.dictionaries(
 @given(
     wishes=_WISHES, marks=_MARKS, requests=st.dictionaries(st.sampled_from(["cpu", "memory"]), _QUANTITIES)
 )
+@example(wishes={}, marks={GROUP_ANNOTATION: "a/b/c"}, requests={})
+@example(wishes={}, marks={GROUP_ANNOTATION: "x" * 5000}, requests={})
 @settings(max_examples=60)
 def test_whatever_a_pod_says_stops_nobody(
     wishes: dict[str, Any], marks: dict[str, str], requests: dict[str, str]
@@ -164,6 +193,8 @@ def test_whatever_a_pod_says_stops_nobody(
     lab.settle()
     assert lab.status("GpuVM", "vision", "right")["phase"] == "Running"
     assert lab.get("Pod", "llm", "right")["spec"]["nodeName"]
+    told = condition(lab.get("Pod", "llm", "odd"), ADMITTED_CONDITION) or {"message": ""}
+    assert len(told["message"]) <= MOST_MESSAGE
 
 
 def test_numbers_beyond_all_nodes_stop_nobody(lab: Lab) -> None:

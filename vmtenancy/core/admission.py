@@ -44,7 +44,8 @@ def decide(
 
     Raises VmtError for a key that is demanded twice, and (LEDGER) for holds that contradict each other (I1).
     """
-    with fleet.what_if(), tree.what_if():
+    tree = tree.copy()  # to undo every charge at the end would cost as much again
+    with fleet.what_if():
         live = tuple(holds)
         books = Books(fleet, tree, live)
         preemption = Preemption(books, tree, live, ending)

@@ -20,6 +20,8 @@ from vmtenancy.core.requests import Admit, Demand
 class _Hold:
     """A virtual cluster's guarantee, and what its pods use: per pool it is charged the larger of the two."""
 
+    __slots__ = ("drawn", "guaranteed", "key", "maximum", "parts", "quota_alone", "tenant", "used")
+
     def __init__(self, demand: Demand, parts: Mapping[str, int]) -> None:
         self.key = demand.key
         self.tenant = demand.tenant
@@ -88,7 +90,8 @@ class Books:
         if demand.runtime is Runtime.HOLD:
             self._holds[demand.key] = _Hold(demand, gross)
             if not demand.quota_alone:
-                self._kept.update(gross)
+                for pool, parts in gross.items():
+                    self._kept[pool] += parts
         elif hold is not None:
             self._kept.subtract({pool: min(parts, hold.undrawn(pool)) for pool, parts in gross.items()})
             hold.drawn.update(gross)
@@ -277,16 +280,13 @@ class Books:
         """The pools that the demands would be charged in."""
         return frozenset(pool for demand in demands for pool in _by_pool(demand, self._fleet))
 
-    def _gross(self, admit: Admit) -> Counter[str]:
+    def _gross(self, admit: Admit) -> dict[str, int]:
         """Parts by pool that a grant takes, guaranteed ones included."""
-        gross: Counter[str] = Counter()
-        if admit.placement is not None:
-            for grant in admit.placement.grants:
-                gross[grant.pool] += grant.parts
-        elif admit.charged:
-            gross.update(admit.charged)
-        else:
-            gross.update(_by_pool(admit.demand, self._fleet))
+        if admit.placement is None:
+            return dict(admit.charged) or _by_pool(admit.demand, self._fleet)
+        gross: dict[str, int] = {}
+        for grant in admit.placement.grants:
+            gross[grant.pool] = gross.get(grant.pool, 0) + grant.parts
         return gross
 
     def _hold_of(self, demand: Demand) -> _Hold | None:
@@ -309,11 +309,11 @@ def _no_devices(admit: Admit) -> Placement | None:
 
 def _by_pool(demand: Demand, fleet: Fleet) -> dict[str, int]:
     """Parts by pool that a demand asks for, in classes as they are now."""
-    parts: Counter[str] = Counter()
+    parts: dict[str, int] = {}
     for name, count in demand.requests:
         if offering := fleet.offerings.get(name):
-            parts[offering.pool] += count * offering.parts
-    return dict(parts)
+            parts[offering.pool] = parts.get(offering.pool, 0) + count * offering.parts
+    return parts
 
 
 def _net(

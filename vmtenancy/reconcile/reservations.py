@@ -48,6 +48,10 @@ class Window:
 
 def windows(view: View) -> list[Window]:
     """All that have not ended, in the order in which they are judged; not those that can not be read."""
+    return view.derived(_windows)
+
+
+def _windows(view: View) -> list[Window]:
     found: list[Window] = []
     stand: dict[str, list[Window]] = defaultdict(list)
     for obj in sorted(view.world.of("GpuReservation"), key=lambda obj: _rank(view, obj)):

@@ -85,6 +85,14 @@ class View:
     def __init__(self, world: World, now: float) -> None:
         self.world = world
         self.now = now
+        self._derived: dict[Callable[[View], Any], Any] = {}
+
+    def derived(self, make: Callable[[View], T]) -> T:
+        """`make(self)`, computed once in this plan."""
+        if make not in self._derived:
+            self._derived[make] = make(self)
+        found: T = self._derived[make]
+        return found
 
     # -- parsed forms -----------------------------------------------------------------------------------------
 

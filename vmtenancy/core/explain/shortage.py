@@ -13,6 +13,8 @@ _SHOWN = 4
 
 def gpus(parts: int) -> str:
     """Parts as GPUs, exact: `2`, `0.25`, or a fraction (`3/7`) where decimals do not end within 3 digits."""
+    if parts % PARTS_PER_GPU == 0:
+        return str(parts // PARTS_PER_GPU)
     value = Fraction(parts, PARTS_PER_GPU)
     if 1000 % value.denominator:
         return str(value)

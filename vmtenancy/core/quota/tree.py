@@ -116,8 +116,10 @@ class QuotaTree:
             self._guaranteed[node] = np.maximum(0, self._subtree[node] - self._lending[node])
             if len(self._paths[node]) > 1:
                 self._subtree[self._paths[node][1]] += self._subtree[node] - self._guaranteed[node]
-        #: The same as lists: numbers one by one are read from them in a third of the time.
+        # As lists: numbers one by one are read from them in a third of the time.
         self._kept: list[list[int]] = self._guaranteed.tolist()
+        #: The most that a node's usage above its guaranteed may be.
+        self._ceilings: list[list[int]] = (self._subtree - self._guaranteed + self._borrowing).tolist()
         #: What each node could hold at most if nobody held anything.
         self._potential = self._subtree.copy()
         for node in sorted(range(len(self._paths)), key=lambda node: len(self._paths[node])):
@@ -327,14 +329,14 @@ class QuotaTree:
         p = self._pool[pool]
         path = self._paths[self._tenant[tenant]]
         binding = path[-1]
-        free = int(self._subtree[binding, p]) - (int(self._usage[binding, p]) if used else 0)
+        usage, kept, ceilings = self._usage, self._kept, self._ceilings
+        free = self._subtree.item(binding, p) - (usage.item(binding, p) if used else 0)
         for node in reversed(path[:-1]):
-            guaranteed, usage = int(self._guaranteed[node, p]), int(self._usage[node, p]) if used else 0
-            stored = int(self._subtree[node, p]) - guaranteed
-            limit = stored - max(0, usage - guaranteed) + int(self._borrowing[node, p])
+            guaranteed, holds = kept[node][p], usage.item(node, p) if used else 0
+            limit = ceilings[node][p] - max(0, holds - guaranteed)
             if limit < free:
                 free, binding = limit, node
-            free += max(0, guaranteed - usage)
+            free += max(0, guaranteed - holds)
         return free, binding
 
     def _change(self, sign: int, charge: _Charge) -> None:
