@@ -54,6 +54,8 @@ class Books:
         self._holds: dict[str, _Hold] = {}
         #: Parts by pool that no pod may take because virtual clusters have not drawn them yet.
         self._kept: Counter[str] = Counter()
+        #: What is wrong with classes whatever is free: the same for all that ask for them.
+        self._of_classes: dict[tuple[Runtime, bool, tuple[str, ...]], Refusal | None] = {}
         # Holds first: their pods draw on them.
         for admit in sorted(live, key=lambda admit: admit.demand.runtime is not Runtime.HOLD):
             self.enter(admit)
@@ -198,25 +200,18 @@ class Books:
     def judge(self, demand: Demand) -> Admit | Refusal:
         """Whether the demand could be admitted as things stand. Nothing is changed."""
         fleet, tree, tenant = self._fleet, self._tree, demand.tenant
-        for i, (name, _) in enumerate(demand.requests):
-            if name not in fleet.offerings:
-                return refusal.unknown_class(i, name, fleet.offerings)
-            if fleet.offerings[name].pool not in fleet.pools:
-                return refusal.unknown_pool(i, fleet.offerings[name])
-        wanted = tuple((fleet.offerings[name], count) for name, count in demand.requests)
-        offerings = [offering for offering, _ in wanted]
-        # A virtual cluster may hold of several pools: each of its pods comes from one.
-        together = [[offering] for offering in offerings] if demand.runtime is Runtime.HOLD else [offerings]
-        if not demand.quota_alone and not all(deliverable(demand.runtime, group) for group in together):
-            return refusal.not_deliverable(demand.runtime, offerings)
+        classes = demand.runtime, demand.quota_alone, tuple(name for name, _ in demand.requests)
+        if classes not in self._of_classes:
+            self._of_classes[classes] = _class_refusal(fleet, *classes)
+        if why := self._of_classes[classes] or self.quota_refusal(demand):
+            return why
         gross = _by_pool(demand, fleet)
         pools = tuple(gross)
-        if why := self.quota_refusal(demand):
-            return why
         hold = self._hold_of(demand)
         net, _ = _net(hold, gross, demand.requests)
         placement: Placement | None = None
         if demand.runtime is not Runtime.HOLD:
+            wanted = tuple((fleet.offerings[name], count) for name, count in demand.requests)
             where = demand.allowed_nodes, demand.avoided_nodes
             request = Request(demand.runtime, wanted, demand.cpu, demand.memory, *where)
             answer = best_fit(fleet, request)
@@ -296,6 +291,20 @@ class Books:
     def _borrowed(self, tenant: str, pool: str, parts: int) -> int:
         over = self._tree.usage(tenant, pool) - self._tree.nominal(tenant, pool)
         return max(0, over + parts) - max(0, over)
+
+
+def _class_refusal(fleet: Fleet, runtime: Runtime, quota_alone: bool, names: Sequence[str]) -> Refusal | None:
+    for i, name in enumerate(names):
+        if name not in fleet.offerings:
+            return refusal.unknown_class(i, name, fleet.offerings)
+        if fleet.offerings[name].pool not in fleet.pools:
+            return refusal.unknown_pool(i, fleet.offerings[name])
+    offerings = [fleet.offerings[name] for name in names]
+    # A virtual cluster may hold of several pools: each of its pods comes from one.
+    together = [[offering] for offering in offerings] if runtime is Runtime.HOLD else [offerings]
+    if not quota_alone and not all(deliverable(runtime, group) for group in together):
+        return refusal.not_deliverable(runtime, offerings)
+    return None
 
 
 def _is_firm(demand: Demand) -> bool:
