@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NIGHTLY_ARGS ?=
 PARALLEL ?= -n auto
+SIDE_BY_SIDE ?= -n 2 --dist loadgroup
 
 # Runs one part and says what it took; a failure stops the target.
 define part
@@ -53,7 +54,7 @@ check: $(VENV)/.dev
 test: $(VENV)/.real
 	$(call part,real components,$(BIN)/python -m vmtenancy.testing.build)
 	$(call part,pure tests,$(BIN)/python -m pytest -q $(PARALLEL) -m "not cluster and not kind and not nightly")
-	$(call part,tests on the real programs,$(BIN)/python -m pytest -q -m "cluster and not kind and not nightly" --durations=15)
+	$(call part,tests on the real programs,$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "cluster and not kind and not nightly" --durations=25)
 
 nightly: $(VENV)/.real
 	$(call part,real components,$(BIN)/python -m vmtenancy.testing.build)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import Phase, settings
 
@@ -14,7 +16,15 @@ settings.register_profile(
 )
 settings.load_profile("repeatable")
 
+_FAULTS = Path(__file__).parent / "faults"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What uses the real KubeVirt comes last: it runs from then on, beside tests that play its part by themselves."""
+    """What uses the real KubeVirt comes last: it runs from then on, beside tests that play its part by themselves.
+
+    Tests on the real programs leave half of two cores idle, and those of `tests/faults` have a control plane of their
+    own: so these are one half of two that run side by side (`--dist loadgroup`).
+    """
     items.sort(key=lambda item: "kubevirt" in getattr(item, "fixturenames", ()))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("faults" if _FAULTS in item.path.parents else "others"))

@@ -117,9 +117,9 @@ async def test_machine_and_virtual_cluster_end_on_time_and_start_again_when_rene
 
 
 async def test_a_reservation_is_kept_clear_begins_and_ends_on_time(running: Arena) -> None:
-    start = int(time.time()) + 45
+    start = int(time.time()) + 30
     await running.create(
-        reservation("r", 2, start, start + 30), gpu_vm("a", reservation="r"), gpu_vm("late", 3)
+        reservation("r", 2, start, start + 15), gpu_vm("a", reservation="r"), gpu_vm("late", 3)
     )
     world = await running.rest()
     assert [reason(world, ref) for ref in (WINDOW, VM, LATE)] == [
