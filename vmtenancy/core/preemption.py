@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from vmtenancy.core.books import Books
 from vmtenancy.core.explain.refusal import Refusal
 from vmtenancy.core.fleet.model import DeviceGrant, Runtime
+from vmtenancy.core.quota.resources import Resource
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Demand
 
@@ -39,22 +40,14 @@ class Nomination:
 class _Candidate:
     """Grants that may be taken together: one, or all of a group.
 
-    `foreign`: of another tenant, which has borrowed. `only_within_own`: not for what would be borrowed again.
+    `foreign`: of another tenant, which has borrowed. `only_within_own`: not for what would be borrowed again. `size` is
+    how much they hold: parts over all pools; of what is needed, where that is resources alone.
     """
 
     grants: tuple[Admit, ...]
     foreign: bool
     only_within_own: bool
-
-    @property
-    def parts(self) -> int:
-        """What they hold, over all pools."""
-        return sum(grant.parts for grant in self.devices)
-
-    @property
-    def devices(self) -> list[DeviceGrant]:
-        """All that they hold."""
-        return [grant for admit in self.grants if admit.placement for grant in admit.placement.grants]
+    size: float
 
     @property
     def order(self) -> tuple[bool, int, float, str]:
@@ -116,21 +109,38 @@ class Preemption:
         """What others borrowed, where that is enough; of all choices the victims of lowest priority; among those the
         fewest, then the smallest, then the youngest.
         """
-        candidates = sorted(self._candidates(demands), key=lambda candidate: candidate.order)
-        found = self._choices(demands, candidates)
-        if any(candidate.only_within_own for candidate in candidates):
-            # Without these the request may borrow, so fewer may be enough.
-            found += self._choices(demands, [c for c in candidates if not c.only_within_own])
-        return min(found, key=lambda nomination: _cost(nomination, demands[0].tenant), default=None)
+        for need in self._needs(demands):
+            candidates = sorted(self._candidates(demands, need), key=lambda candidate: candidate.order)
+            found = self._choices(demands, candidates, need)
+            if any(candidate.only_within_own for candidate in candidates):
+                # Without these the request may borrow, so fewer may be enough.
+                found += self._choices(demands, [c for c in candidates if not c.only_within_own], need)
+            if found:
+                return min(found, key=lambda nomination: _cost(nomination, demands[0].tenant))
+        return None
 
-    def _choices(self, demands: Sequence[Demand], candidates: Sequence[_Candidate]) -> list[Nomination]:
+    def _needs(self, demands: Sequence[Demand]) -> list[frozenset[str]]:
+        """Of what victims have to hold some: the demands' pools, and the resources whose quota does not suffice.
+
+        Where nothing else is short, first of these resources alone: devices may be free. Volumes are never given back.
+        """
+        after = self._afterwards()
+        pools, lacking = after.pools_of(demands), after.lacking(demands)
+        resources = lacking - pools
+        if Resource.STORAGE in resources:
+            return []
+        return [resources, pools | resources] if resources and resources == lacking else [pools | resources]
+
+    def _choices(
+        self, demands: Sequence[Demand], candidates: Sequence[_Candidate], need: frozenset[str]
+    ) -> list[Nomination]:
         """Some ways to make room by these candidates, given in the order in which they go."""
         if not candidates or not self._fits_without(demands, candidates):
             return []
         # The youngest of a priority, or the largest (fewer are needed), or the smallest (less is lost).
-        by_size = sorted(candidates, key=lambda c: (*c.order[:2], c.parts, len(c.grants)))
-        largest_first = sorted(by_size, key=lambda candidate: (*candidate.order[:2], -candidate.parts))
-        found = [self._fewest(demands, order) for order in (candidates, largest_first, by_size)]
+        by_size = sorted(candidates, key=lambda c: (*c.order[:2], c.size, len(c.grants)))
+        largest_first = sorted(by_size, key=lambda candidate: (*candidate.order[:2], -candidate.size))
+        found = [self._fewest(demands, order, need) for order in (candidates, largest_first, by_size)]
         by_node: dict[str, list[_Candidate]] = defaultdict(list)
         for candidate in candidates:
             for node in {admit.placement.node for admit in candidate.grants if admit.placement}:
@@ -138,12 +148,16 @@ class Preemption:
         for _, here in sorted(by_node.items(), key=lambda item: (len(item[1]), item[0]))[:_MOST_NODES]:
             on_node = {id(candidate) for candidate in here}
             elsewhere = [candidate for candidate in candidates if id(candidate) not in on_node]
-            found.append(self._fewest(demands, [*here, *elsewhere]))
+            found.append(self._fewest(demands, [*here, *elsewhere], need))
         return [nomination for nomination in found if nomination is not None]
 
-    def _candidates(self, demands: Sequence[Demand]) -> Iterator[_Candidate]:
+    def _candidates(self, demands: Sequence[Demand], need: frozenset[str]) -> Iterator[_Candidate]:
         tenant, priority = demands[0].tenant, min(demand.priority for demand in demands)
-        pools = self._afterwards().pools_of(demands)
+        resources = {
+            column: sum(demand.takes(column) for demand in demands)
+            for column in need
+            if isinstance(column, Resource)
+        }
         borrowing = self._tree.policy(tenant).borrow_within_cohort
         together: dict[str, list[Admit]] = defaultdict(list)
         for admit in self._staying.values():
@@ -153,26 +167,36 @@ class Preemption:
             may_borrow = borrowing is not None and all(
                 borrowing.allows(priority, grant.demand.priority) for grant in grants
             )
-            candidate = _Candidate(tuple(grants), foreign, foreign and not may_borrow)
+            devices = _devices(grants)
+            limited = self._tree.limited(grants[0].demand.tenant)
+            freed = {
+                column: sum(grant.demand.takes(column) for grant in grants)
+                for column in resources
+                if column in limited
+            }
+            if len(resources) < len(need):
+                size: float = sum(grant.parts for grant in devices)
+            else:
+                size = sum(taken / resources[column] for column, taken in freed.items())
             if (
-                any(grant.pool in pools for grant in candidate.devices)
-                and all(self._may_take(tenant, priority, grant.demand, pools) for grant in grants)
+                (any(grant.pool in need for grant in devices) or any(freed.values()))
+                and all(self._may_take(tenant, priority, grant.demand, need) for grant in grants)
                 and any(map(self._gives_back, grants))
             ):
-                yield candidate
+                yield _Candidate(tuple(grants), foreign, foreign and not may_borrow, size)
 
-    def _may_take(self, tenant: str, priority: int, other: Demand, pools: Iterable[str]) -> bool:
+    def _may_take(self, tenant: str, priority: int, other: Demand, need: Iterable[str]) -> bool:
         policy = self._tree.policy(tenant)
         if not other.preemptible:
             return False
         if other.tenant == tenant:
             return policy.within_tenant.allows(priority, other.priority)
         return policy.reclaim_within_cohort.allows(priority, other.priority) and self._borrows(
-            tenant, other, pools
+            tenant, other, need
         )
 
-    def _borrows(self, lender: str, other: Demand, pools: Iterable[str]) -> bool:
-        return any(self._afterwards().has_borrowed_from(lender, other.tenant, pool) for pool in pools)
+    def _borrows(self, lender: str, other: Demand, need: Iterable[str]) -> bool:
+        return any(self._afterwards().has_borrowed_from(lender, other.tenant, column) for column in need)
 
     def _gives_back(self, admit: Admit) -> bool:
         """Whether its end gives quota back: a pod that draws on a guarantee has nothing that others could use."""
@@ -198,15 +222,16 @@ class Preemption:
             return None
         return answer
 
-    def _fewest(self, demands: Sequence[Demand], candidates: Sequence[_Candidate]) -> Nomination | None:
+    def _fewest(
+        self, demands: Sequence[Demand], candidates: Sequence[_Candidate], need: frozenset[str]
+    ) -> Nomination | None:
         """Take candidates in order until the demands fit, then give back, last first, all that they fit without."""
         after = self._afterwards()
-        pools = after.pools_of(demands)
         taken: list[_Candidate] = []
         with after.what_if():
             for candidate in candidates:
                 if candidate.foreign and not self._borrows(
-                    demands[0].tenant, candidate.grants[0].demand, pools
+                    demands[0].tenant, candidate.grants[0].demand, need
                 ):
                     continue  # it has given back all that it had borrowed
                 _leave(after, candidate)
@@ -228,6 +253,11 @@ class Preemption:
         return Nomination(answer, tuple(admit for candidate in taken for admit in candidate.grants))
 
 
+def _devices(grants: Iterable[Admit]) -> list[DeviceGrant]:
+    """All that they hold."""
+    return [grant for admit in grants if admit.placement for grant in admit.placement.grants]
+
+
 def _leave(books: Books, candidate: _Candidate) -> None:
     for admit in candidate.grants:
         books.leave(admit)
@@ -235,7 +265,7 @@ def _leave(books: Books, candidate: _Candidate) -> None:
 
 def _cost(nomination: Nomination, tenant: str) -> tuple[bool, int, int, int, float, list[str]]:
     demands = [victim.demand for victim in nomination.victims]
-    parts = sum(grant.parts for v in nomination.victims if v.placement for grant in v.placement.grants)
+    parts = sum(grant.parts for grant in _devices(nomination.victims))
     return (
         any(demand.tenant == tenant for demand in demands),
         max(demand.priority for demand in demands),
