@@ -90,6 +90,7 @@ def test_borrowed_amounts_are_told_and_charged() -> None:
 def test_who_is_not_limited_takes_what_is_there_and_is_charged_nothing() -> None:
     tree = rules(tenant("a", cpu(2)), tenant("b"), cohort=[cpu(2)])
     live = running(tree, vm("free", "b", cpu=60_000), vm("mine", cpu=4_000))
+    assert live[0].charged == {"h100": GPU}
     assert only(tree, live, vm("w", cpu=1)).reason is Reason.QUOTA_EXCEEDED
     assert running(tree, vm("none"), live=live)[-1].charged == {"h100": GPU}, (
         "what takes nothing is not looked at"

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 from lab import Lab, gpu_pod, gpu_vm, manifest, tenant, virtual_cluster
 
+from vmtenancy.cli.explain_cmd import answer_for
+from vmtenancy.reconcile.view import View
+
 
 def resources(**nominal: Any) -> list[dict[str, Any]]:
     """Quota that is a tenant's own, and of which nothing is borrowed."""
@@ -198,3 +201,15 @@ def test_quota_that_is_lowered_stops_nobody_and_is_told(lab: Lab) -> None:
     assert lab.status("Tenant", "", "vision")["resources"] == [
         {"name": "cpu", "used": "4", "nominal": "1", "borrowed": "3"}
     ]
+
+
+def test_explain_says_what_is_missing_of_a_resource(lab: Lab) -> None:
+    lab.apply(tenant("vision", 3, resources=resources(memory="8Gi")), gpu_vm("a"))
+    lab.settle()
+    lab.apply(gpu_vm("b"))
+    lab.settle()
+    answer = answer_for(View(lab.cluster.world, lab.cluster.now), lab.get("GpuVM", "vision", "b"))
+    assert (
+        "memory: needs 6Gi, 2Gi free of 8Gi in cohort research; held by GpuVM vision/a 6Gi" in answer.summary
+    )
+    assert "needs 6Gi, free 2Gi of 8Gi (cohort research)" in answer.details

@@ -20,7 +20,7 @@ class _FairShares(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         family = GaugeMetricFamily(
             "vmtenancy_tenant_fair_share",
-            "What a tenant has borrowed of all that its cohort could give it, by its weight, in its dominant pool or resource",
+            "What a tenant has borrowed of all that its cohort could give it, by its weight, where that is the most",
             labels=["tenant"],
         )
         for tenant, share in self._read().items():

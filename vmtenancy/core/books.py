@@ -93,7 +93,8 @@ class Books:
         hold = self._hold_of(demand)
         net, units = _net(hold, gross, demand.requests)
         if demand.runtime is Runtime.HOLD:
-            self._holds[demand.key] = _Hold(demand, gross)
+            if demand.requests or demand.maximum:  # else it is of volumes, and nothing draws on it
+                self._holds[demand.key] = _Hold(demand, gross)
             if not demand.quota_alone:
                 for pool, parts in gross.items():
                     self._kept[pool] += parts
@@ -119,7 +120,7 @@ class Books:
         gross = self._gross(admit)
         hold = self._hold_of(demand)
         if demand.runtime is Runtime.HOLD:
-            del self._holds[demand.key]
+            self._holds.pop(demand.key, None)
             if not demand.quota_alone:
                 self._kept.subtract(gross)
         elif hold is not None:
