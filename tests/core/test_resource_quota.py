@@ -102,7 +102,7 @@ def test_a_pool_may_be_called_as_a_resource_is() -> None:
     tree.charge("a", "cpu", GPU, "x")
     tree.charge("a", CPU, 5_000, "x")
     assert (tree.available("a", "cpu"), tree.available("a", CPU)) == (GPU, 0)
-    assert tree.pools == ["cpu"], "as Kueue's rules see them"
+    assert (tree.columns, tree.is_open("a", "cpu"), tree.limited("a")) == (["cpu", CPU], True, (CPU,))
 
 
 def test_a_resource_is_given_once_and_is_not_negative() -> None:
@@ -193,19 +193,37 @@ def test_the_dominant_share_is_over_pools_and_resources() -> None:
 
 def test_only_cpu_is_short_and_only_who_borrowed_it_makes_room() -> None:
     """`a` may hold the GPU that it asks for; `b` has borrowed GPUs and no cpu, `c` cpu and no GPU."""
-    tree = QuotaTree.build(
-        [
-            tenant("a", cpu(4), gpus=4, policy=RECLAIM),
-            tenant("b", cpu(8), gpus=1),
-            tenant("c", cpu(2), gpus=3),
-        ],
-        [CohortQuota("team")],
+    tree = rules(
+        tenant("a", cpu(4), gpus=4, policy=RECLAIM), tenant("b", cpu(8), gpus=1), tenant("c", cpu(2), gpus=3)
     )
     live = running(
-        tree, vm("b1", "b", 3, cpu=8_000), vm("c1", "c", cpu=2_000), vm("c2", "c", cpu=3_000, created=1.0)
+        tree,
+        vm("b1", "b", 2),
+        vm("b2", "b", cpu=8_000, created=2.0),
+        vm("c1", "c", cpu=2_000),
+        vm("c2", "c", cpu=3_000, created=1.0),
     )
     wait = only(tree, live, vm("w", cpu=4_000))
-    assert (wait.reason, wait.victims) == (Reason.NOMINATED, ("c2",))
+    assert (wait.reason, wait.victims) == (Reason.NOMINATED, ("c2",)), "b2 is younger, and would be enough"
+
+
+def test_what_is_ones_own_of_cpu_is_not_taken_for_it() -> None:
+    """`b` has borrowed GPUs, and holds of cpu what is its own."""
+    tree = rules(
+        tenant("a", cpu(8), gpus=4, policy=RECLAIM), tenant("b", cpu(4), gpus=1), tenant("c", cpu(2))
+    )
+    live = running(tree, vm("b1", "b", 2, cpu=4_000), vm("c1", "c", cpu=6_000, preemptible=True))
+    firm = [replace(live[0]), replace(live[1], demand=replace(live[1].demand, preemptible=False))]
+    wait = only(tree, firm, vm("w", cpu=8_000))
+    assert (wait.reason, wait.victims) == (Reason.QUOTA_EXCEEDED, ())
+
+
+def test_gpus_of_who_borrowed_them_are_taken_where_devices_are_short_too() -> None:
+    tree = rules(tenant("a", cpu(4), gpus=24, policy=RECLAIM), tenant("b", gpus=16), tenant("c", cpu(2)))
+    sizes = [vm(f"b{i}", "b", count, created=float(i)) for i, count in enumerate((8, 8, 4))]
+    live = running(tree, *sizes, vm("c1", "c", 4, cpu=3_000, created=9.0))
+    wait = only(tree, live, vm("w", count=8, cpu=4_000))
+    assert (wait.reason, set(wait.victims)) == (Reason.NOMINATED, {"b2", "c1"}), "they share a node"
 
 
 def test_a_workload_on_other_gpus_makes_room_for_cpu() -> None:
@@ -343,7 +361,9 @@ def test_a_resource_counts_as_a_pool_does_and_what_if_leaves_nothing(
             limited = {column for column in COLUMNS[1:] if alone[column].is_open(name, "alone")}
             assert set(whole.limited(name)) == limited
             for level in range(len(whole.path(name))):
-                shares = [alone[column].share(name, level=level) for column in COLUMNS if alone[column].pools]
+                shares = [
+                    alone[column].share(name, level=level) for column in COLUMNS if alone[column].columns
+                ]
                 assert whole.share(name, level=level) == pytest.approx(max(shares, default=0.0))
 
     for _ in range(data.draw(st.integers(0, 8))):

@@ -119,17 +119,25 @@ class Preemption:
                 return min(found, key=lambda nomination: _cost(nomination, demands[0].tenant))
         return None
 
-    def _needs(self, demands: Sequence[Demand]) -> list[frozenset[str]]:
+    def _needs(self, demands: Sequence[Demand]) -> Iterator[frozenset[str]]:
         """Of what victims have to hold some: the demands' pools, and the resources whose quota does not suffice.
 
-        Where nothing else is short, first of these resources alone: devices may be free. Volumes are never given back.
+        Where no other quota is short, first of these resources alone: devices may be free. If nobody else can give them
+        back, nobody is stopped, for what others hold of them is their own. Volumes are never given back.
         """
         after = self._afterwards()
         pools, lacking = after.pools_of(demands), after.lacking(demands)
         resources = lacking - pools
         if Resource.STORAGE in resources:
-            return []
-        return [resources, pools | resources] if resources and resources == lacking else [pools | resources]
+            return
+        if resources and resources == lacking:
+            yield resources
+            with after.what_if():
+                for candidate in self._candidates(demands, resources):
+                    _leave(after, candidate)
+                if after.lacking(demands):
+                    return
+        yield pools | resources
 
     def _choices(
         self, demands: Sequence[Demand], candidates: Sequence[_Candidate], need: frozenset[str]

@@ -69,9 +69,11 @@ class QuotaTree:
             _refuse_twice(f"{owner.name}.resources", (quota.resource.label for quota in owner.resources))
         parents, self.cohort_problems = sound_parents({cohort.name: cohort.parent for cohort in cohorts})
         self.tenant_problems: dict[str, Problem] = {}
-        self.pools = sorted({quota.pool for owner in owners for quota in owner.quota})
+        pools = sorted({quota.pool for owner in owners for quota in owner.quota})
         limited = {quota.resource for owner in owners for quota in owner.resources}
-        self._pool = {name: p for p, name in enumerate([*self.pools, *sorted(limited)])}
+        #: Pools and resources.
+        self.columns: list[str] = [*pools, *sorted(limited)]
+        self._pool = {name: p for p, name in enumerate(self.columns)}
         self._labels = [f"cohort {cohort.name}" for cohort in cohorts] + [
             f"tenant {tenant.name}" for tenant in tenants
         ]
@@ -93,7 +95,7 @@ class QuotaTree:
                     tenant.cohort,
                 )
             self._paths.append((self._tenant[tenant.name], *above))
-        shape = (len(self._paths), len(self._pool))
+        shape = (len(self._paths), len(self.columns))
         self._nominal: NDArray[np.int64] = np.zeros(shape, np.int64)
         self._borrowing: NDArray[np.int64] = np.full(shape, _UNLIMITED, np.int64)
         self._lending: NDArray[np.int64] = np.full(shape, _UNLIMITED, np.int64)
@@ -210,7 +212,7 @@ class QuotaTree:
         division of integers.
         """
         path = self._paths[self._tenant[tenant]] if tenant in self._tenant else ()
-        if level + 1 >= len(path):
+        if level + 1 >= len(path) or not self.columns:
             return 0.0
         rise = {self._pool[pool]: parts for pool, parts in more.items() if pool in self._pool}
         for node in path[:level]:
