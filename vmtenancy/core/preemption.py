@@ -132,9 +132,11 @@ class Preemption:
             return
         if resources and resources == lacking:
             yield resources
+            candidates = sorted(self._candidates(demands, resources), key=lambda candidate: candidate.order)
             with after.what_if():
-                for candidate in self._candidates(demands, resources):
-                    _leave(after, candidate)
+                for candidate in candidates:
+                    if self._still_owes(demands, candidate, resources):
+                        _leave(after, candidate)
                 if after.lacking(demands):
                     return
         yield pools | resources
@@ -176,21 +178,19 @@ class Preemption:
                 borrowing.allows(priority, grant.demand.priority) for grant in grants
             )
             devices = _devices(grants)
-            limited = self._tree.limited(grants[0].demand.tenant)
             freed = {
                 column: sum(grant.demand.takes(column) for grant in grants)
-                for column in resources
-                if column in limited
+                for column in self._tree.limited(grants[0].demand.tenant)
+                if column in resources
             }
-            if len(resources) < len(need):
-                size: float = sum(grant.parts for grant in devices)
-            else:
-                size = sum(taken / resources[column] for column, taken in freed.items())
             if (
                 (any(grant.pool in need for grant in devices) or any(freed.values()))
                 and all(self._may_take(tenant, priority, grant.demand, need) for grant in grants)
                 and any(map(self._gives_back, grants))
             ):
+                size: float = sum(grant.parts for grant in devices)
+                if len(resources) == len(need):
+                    size = sum(taken / resources[column] for column, taken in freed.items())
                 yield _Candidate(tuple(grants), foreign, foreign and not may_borrow, size)
 
     def _may_take(self, tenant: str, priority: int, other: Demand, need: Iterable[str]) -> bool:
@@ -205,6 +205,10 @@ class Preemption:
 
     def _borrows(self, lender: str, other: Demand, need: Iterable[str]) -> bool:
         return any(self._afterwards().has_borrowed_from(lender, other.tenant, column) for column in need)
+
+    def _still_owes(self, demands: Sequence[Demand], candidate: _Candidate, need: Iterable[str]) -> bool:
+        """Whether its tenant has not given back all that it had borrowed."""
+        return not candidate.foreign or self._borrows(demands[0].tenant, candidate.grants[0].demand, need)
 
     def _gives_back(self, admit: Admit) -> bool:
         """Whether its end gives quota back: a pod that draws on a guarantee has nothing that others could use."""
@@ -238,10 +242,8 @@ class Preemption:
         taken: list[_Candidate] = []
         with after.what_if():
             for candidate in candidates:
-                if candidate.foreign and not self._borrows(
-                    demands[0].tenant, candidate.grants[0].demand, need
-                ):
-                    continue  # it has given back all that it had borrowed
+                if not self._still_owes(demands, candidate, need):
+                    continue
                 _leave(after, candidate)
                 taken.append(candidate)
                 answer = self._fits(demands, taken)
