@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from described import fleet, node
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from vmtenancy.core.calendar import Reserved
 from vmtenancy.core.explain.change import explain
 from vmtenancy.core.explain.refusal import Reason
 from vmtenancy.core.fleet.model import Mode, Runtime
+from vmtenancy.core.quota.policy import PreemptionPolicy, Preempts
 from vmtenancy.core.quota.tree import CohortQuota, PoolQuota, QuotaTree, TenantQuota
 from vmtenancy.core.requests import Admit, Demand, Wait
 
@@ -69,6 +72,22 @@ def test_what_runs_and_has_no_end_makes_a_window_impossible_and_that_keeps_nobod
     [ends] = decide(fleet(*FLEET), tree(a=4, b=4), [], [ask("runs", 6, 50.0)])
     assert isinstance(ends, Admit)
     assert admitted([window("w", 7, 100.0, 200.0)], ask("x", 2), live=[ends]) == set()
+
+
+def test_a_window_has_no_part_in_what_waits_whatever_is_reserved() -> None:
+    """What its tenant has too little of is short with and without the window, and somebody may be stopped for it."""
+    policy = PreemptionPolicy(Preempts.LOWER_PRIORITY)
+    quota = [
+        TenantQuota("a", None, (PoolQuota("h100", 1),), policy),
+        TenantQuota("b", None, (PoolQuota("h100", 4),)),
+    ]
+    rules = QuotaTree.build(quota, [])
+    live = [a for a in decide(fleet(*FLEET), rules, [], [ask("low", 1)]) if isinstance(a, Admit)]
+    high = replace(ask("high", 1), priority=1)
+    soon = [window("w", 3, 100.0, 200.0, tenant="b")]
+    (wait,) = decide(fleet(*FLEET), rules, live, [high], reserved=soon)
+    assert isinstance(wait, Wait)
+    assert (wait.reason, wait.victims) == (Reason.NOMINATED, ("low",))
 
 
 def test_it_is_explained_with_what_would_be_admitted() -> None:

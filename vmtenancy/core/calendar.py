@@ -37,7 +37,7 @@ class Calendar:
         windows = sorted(
             reserved, key=lambda window: (window.start, window.demand.created, window.demand.key)
         )
-        self._moments: list[tuple[float, Books, str]] = []
+        self._moments: list[tuple[float, Books, list[Demand]]] = []
         for start in sorted({window.start for window in windows}):
             then = books.of_quota()
             # A hold goes after what draws on it.
@@ -52,9 +52,9 @@ class Calendar:
                     and not then.quota_refusal(window.demand)
                 ):
                     then.enter_quota(Admit(window.demand, None))
-                    kept.append(window.demand.key)
+                    kept.append(window.demand)
             if kept:
-                self._moments.append((start, then, ", ".join(kept)))
+                self._moments.append((start, then, kept))
 
     def admitted(self, admits: Iterable[Admit]) -> None:
         """Demands were admitted in this round."""
@@ -72,9 +72,18 @@ class Calendar:
                     if not _lasts(demand, start):
                         continue
                     if why := then.quota_refusal(demand):
-                        return refusal.reserved(why, windows, start)
+                        if _fits_without(windows, then, demand):
+                            return refusal.reserved(why, ", ".join(window.key for window in windows), start)
+                        break  # it waits whatever is reserved
                     then.enter_quota(Admit(demand, None))
         return None
+
+
+def _fits_without(windows: Iterable[Demand], books: Books, demand: Demand) -> bool:
+    with books.what_if():
+        for window in windows:
+            books.leave_quota(Admit(window, None))
+        return books.quota_refusal(demand) is None
 
 
 def _lasts(demand: Demand, moment: float) -> bool:
