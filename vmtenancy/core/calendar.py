@@ -14,6 +14,7 @@ from vmtenancy.core.books import Books
 from vmtenancy.core.explain import refusal
 from vmtenancy.core.explain.refusal import Refusal
 from vmtenancy.core.fleet.model import Runtime
+from vmtenancy.core.quota.resources import Resource
 from vmtenancy.core.requests import Admit, Demand
 
 
@@ -72,18 +73,17 @@ class Calendar:
                     if not _lasts(demand, start):
                         continue
                     if why := then.quota_refusal(demand):
-                        if _fits_without(windows, then, demand):
+                        if _is_in_the_way(why, then, windows, demands):
                             return refusal.reserved(why, ", ".join(window.key for window in windows), start)
-                        break  # it waits whatever is reserved
+                        break
                     then.enter_quota(Admit(demand, None))
         return None
 
 
-def _fits_without(windows: Iterable[Demand], books: Books, demand: Demand) -> bool:
-    with books.what_if():
-        for window in windows:
-            books.leave_quota(Admit(window, None))
-        return books.quota_refusal(demand) is None
+def _is_in_the_way(why: Refusal, books: Books, windows: Iterable[Demand], demands: Iterable[Demand]) -> bool:
+    """Whether the windows may have a part in it: they hold GPUs alone, of their pools."""
+    of_resources = any(isinstance(column, Resource) for column in why.pools)
+    return not of_resources and not books.pools_of(windows).isdisjoint(books.pools_of(demands))
 
 
 def _lasts(demand: Demand, moment: float) -> bool:
