@@ -40,14 +40,27 @@ class Nomination:
 class _Candidate:
     """Grants that may be taken together: one, or all of a group.
 
-    `foreign`: of another tenant, which has borrowed. `only_within_own`: not for what would be borrowed again. `size` is
-    how much they hold: parts over all pools; of what is needed, where that is resources alone.
+    `foreign`: of another tenant, which has borrowed. `only_within_own`: not for what would be borrowed again. `need` is
+    what they are candidates for: pools and resources, of which they hold some.
     """
 
     grants: tuple[Admit, ...]
     foreign: bool
     only_within_own: bool
-    size: float
+    need: frozenset[str]
+
+    @property
+    def size(self) -> int:
+        """What they hold: over all pools, or of the resources where these alone are needed."""
+        resources = [column for column in self.need if isinstance(column, Resource)]
+        if len(resources) < len(self.need):
+            return sum(grant.parts for grant in self.devices)
+        return sum(admit.demand.takes(resource) for admit in self.grants for resource in resources)
+
+    @property
+    def devices(self) -> list[DeviceGrant]:
+        """All that they hold."""
+        return [grant for admit in self.grants if admit.placement for grant in admit.placement.grants]
 
     @property
     def order(self) -> tuple[bool, int, float, str]:
@@ -86,7 +99,7 @@ class Preemption:
         answer = after.judge_all(demands)
         if not isinstance(answer, Refusal):
             nomination = Nomination(answer, ())
-        elif may_preempt and answer.pools and (found := self._cheapest(demands)):
+        elif may_preempt and answer.pools and (found := self._found(demands)):
             nomination = found
         else:
             return None
@@ -105,19 +118,12 @@ class Preemption:
                 self._after.leave(ending)
         return self._after
 
-    def _cheapest(self, demands: Sequence[Demand]) -> Nomination | None:
-        """What others borrowed, where that is enough; of all choices the victims of lowest priority; among those the
-        fewest, then the smallest, then the youngest.
-        """
-        for need in self._needs(demands):
-            candidates = sorted(self._candidates(demands, need), key=lambda candidate: candidate.order)
-            found = self._choices(demands, candidates, need)
-            if any(candidate.only_within_own for candidate in candidates):
-                # Without these the request may borrow, so fewer may be enough.
-                found += self._choices(demands, [c for c in candidates if not c.only_within_own], need)
-            if found:
-                return min(found, key=lambda nomination: _cost(nomination, demands[0].tenant))
-        return None
+    def _found(self, demands: Sequence[Demand]) -> Nomination | None:
+        """The first way to make room that there is, by what is needed of those who go."""
+        ways = (
+            self._cheapest(demands, list(self._candidates(demands, need))) for need in self._needs(demands)
+        )
+        return next((way for way in ways if way is not None), None)
 
     def _needs(self, demands: Sequence[Demand]) -> Iterator[frozenset[str]]:
         """Of what victims have to hold some: the demands' pools, and the resources whose quota does not suffice.
@@ -135,22 +141,31 @@ class Preemption:
             candidates = sorted(self._candidates(demands, resources), key=lambda candidate: candidate.order)
             with after.what_if():
                 for candidate in candidates:
-                    if self._still_owes(demands, candidate, resources):
+                    if self._still_owes(demands, candidate):
                         _leave(after, candidate)
                 if after.lacking(demands):
                     return
         yield pools | resources
 
-    def _choices(
-        self, demands: Sequence[Demand], candidates: Sequence[_Candidate], need: frozenset[str]
-    ) -> list[Nomination]:
+    def _cheapest(self, demands: Sequence[Demand], candidates: Sequence[_Candidate]) -> Nomination | None:
+        """What others borrowed, where that is enough; of all choices the victims of lowest priority; among those the
+        fewest, then the smallest, then the youngest.
+        """
+        candidates = sorted(candidates, key=lambda candidate: candidate.order)
+        found = self._choices(demands, candidates)
+        if any(candidate.only_within_own for candidate in candidates):
+            # Without these the request may borrow, so fewer may be enough.
+            found += self._choices(demands, [c for c in candidates if not c.only_within_own])
+        return min(found, key=lambda nomination: _cost(nomination, demands[0].tenant), default=None)
+
+    def _choices(self, demands: Sequence[Demand], candidates: Sequence[_Candidate]) -> list[Nomination]:
         """Some ways to make room by these candidates, given in the order in which they go."""
         if not candidates or not self._fits_without(demands, candidates):
             return []
         # The youngest of a priority, or the largest (fewer are needed), or the smallest (less is lost).
         by_size = sorted(candidates, key=lambda c: (*c.order[:2], c.size, len(c.grants)))
         largest_first = sorted(by_size, key=lambda candidate: (*candidate.order[:2], -candidate.size))
-        found = [self._fewest(demands, order, need) for order in (candidates, largest_first, by_size)]
+        found = [self._fewest(demands, order) for order in (candidates, largest_first, by_size)]
         by_node: dict[str, list[_Candidate]] = defaultdict(list)
         for candidate in candidates:
             for node in {admit.placement.node for admit in candidate.grants if admit.placement}:
@@ -158,16 +173,11 @@ class Preemption:
         for _, here in sorted(by_node.items(), key=lambda item: (len(item[1]), item[0]))[:_MOST_NODES]:
             on_node = {id(candidate) for candidate in here}
             elsewhere = [candidate for candidate in candidates if id(candidate) not in on_node]
-            found.append(self._fewest(demands, [*here, *elsewhere], need))
+            found.append(self._fewest(demands, [*here, *elsewhere]))
         return [nomination for nomination in found if nomination is not None]
 
     def _candidates(self, demands: Sequence[Demand], need: frozenset[str]) -> Iterator[_Candidate]:
         tenant, priority = demands[0].tenant, min(demand.priority for demand in demands)
-        resources = {
-            column: sum(demand.takes(column) for demand in demands)
-            for column in need
-            if isinstance(column, Resource)
-        }
         borrowing = self._tree.policy(tenant).borrow_within_cohort
         together: dict[str, list[Admit]] = defaultdict(list)
         for admit in self._staying.values():
@@ -177,21 +187,21 @@ class Preemption:
             may_borrow = borrowing is not None and all(
                 borrowing.allows(priority, grant.demand.priority) for grant in grants
             )
-            devices = _devices(grants)
-            freed = {
-                column: sum(grant.demand.takes(column) for grant in grants)
-                for column in self._tree.limited(grants[0].demand.tenant)
-                if column in resources
-            }
+            candidate = _Candidate(tuple(grants), foreign, foreign and not may_borrow, need)
             if (
-                (any(grant.pool in need for grant in devices) or any(freed.values()))
+                self._holds_some(candidate)
                 and all(self._may_take(tenant, priority, grant.demand, need) for grant in grants)
                 and any(map(self._gives_back, grants))
             ):
-                size: float = sum(grant.parts for grant in devices)
-                if len(resources) == len(need):
-                    size = sum(taken / resources[column] for column, taken in freed.items())
-                yield _Candidate(tuple(grants), foreign, foreign and not may_borrow, size)
+                yield candidate
+
+    def _holds_some(self, candidate: _Candidate) -> bool:
+        """Whether it holds some of what is needed."""
+        return any(grant.pool in candidate.need for grant in candidate.devices) or any(
+            resource in candidate.need and admit.demand.takes(resource)
+            for admit in candidate.grants
+            for resource in self._tree.limited(admit.demand.tenant)
+        )
 
     def _may_take(self, tenant: str, priority: int, other: Demand, need: Iterable[str]) -> bool:
         policy = self._tree.policy(tenant)
@@ -206,9 +216,10 @@ class Preemption:
     def _borrows(self, lender: str, other: Demand, need: Iterable[str]) -> bool:
         return any(self._afterwards().has_borrowed_from(lender, other.tenant, column) for column in need)
 
-    def _still_owes(self, demands: Sequence[Demand], candidate: _Candidate, need: Iterable[str]) -> bool:
+    def _still_owes(self, demands: Sequence[Demand], candidate: _Candidate) -> bool:
         """Whether its tenant has not given back all that it had borrowed."""
-        return not candidate.foreign or self._borrows(demands[0].tenant, candidate.grants[0].demand, need)
+        other = candidate.grants[0].demand
+        return not candidate.foreign or self._borrows(demands[0].tenant, other, candidate.need)
 
     def _gives_back(self, admit: Admit) -> bool:
         """Whether its end gives quota back: a pod that draws on a guarantee has nothing that others could use."""
@@ -234,15 +245,13 @@ class Preemption:
             return None
         return answer
 
-    def _fewest(
-        self, demands: Sequence[Demand], candidates: Sequence[_Candidate], need: frozenset[str]
-    ) -> Nomination | None:
+    def _fewest(self, demands: Sequence[Demand], candidates: Sequence[_Candidate]) -> Nomination | None:
         """Take candidates in order until the demands fit, then give back, last first, all that they fit without."""
         after = self._afterwards()
         taken: list[_Candidate] = []
         with after.what_if():
             for candidate in candidates:
-                if not self._still_owes(demands, candidate, need):
+                if not self._still_owes(demands, candidate):
                     continue
                 _leave(after, candidate)
                 taken.append(candidate)
@@ -263,11 +272,6 @@ class Preemption:
         return Nomination(answer, tuple(admit for candidate in taken for admit in candidate.grants))
 
 
-def _devices(grants: Iterable[Admit]) -> list[DeviceGrant]:
-    """All that they hold."""
-    return [grant for admit in grants if admit.placement for grant in admit.placement.grants]
-
-
 def _leave(books: Books, candidate: _Candidate) -> None:
     for admit in candidate.grants:
         books.leave(admit)
@@ -275,7 +279,7 @@ def _leave(books: Books, candidate: _Candidate) -> None:
 
 def _cost(nomination: Nomination, tenant: str) -> tuple[bool, int, int, int, float, list[str]]:
     demands = [victim.demand for victim in nomination.victims]
-    parts = sum(grant.parts for grant in _devices(nomination.victims))
+    parts = sum(grant.parts for v in nomination.victims if v.placement for grant in v.placement.grants)
     return (
         any(demand.tenant == tenant for demand in demands),
         max(demand.priority for demand in demands),
