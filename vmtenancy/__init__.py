@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     from vmtenancy.core.fleet.model import Placement as Placement
     from vmtenancy.core.fleet.model import Pool as Pool
     from vmtenancy.core.fleet.model import Runtime as Runtime
+    from vmtenancy.core.quota.resources import Resource as Resource
     from vmtenancy.core.quota.tree import CohortQuota as CohortQuota
     from vmtenancy.core.quota.tree import PoolQuota as PoolQuota
     from vmtenancy.core.quota.tree import QuotaTree as QuotaTree
+    from vmtenancy.core.quota.tree import ResourceQuota as ResourceQuota
     from vmtenancy.core.quota.tree import TenantQuota as TenantQuota
     from vmtenancy.core.requests import Admit as Admit
     from vmtenancy.core.requests import Demand as Demand
     from vmtenancy.core.requests import Wait as Wait
+    from vmtenancy.core.requests import volumes as volumes
     from vmtenancy.errors import Problem as Problem
     from vmtenancy.errors import VmtError as VmtError
 
@@ -38,14 +41,17 @@ __version__ = "0.1.0"
 _HOME = {
     "PARTS_PER_GPU": "vmtenancy.api.gpuclass",
     "decide": "vmtenancy.core.admission",
-    **dict.fromkeys(("Admit", "Demand", "Wait"), "vmtenancy.core.requests"),
+    **dict.fromkeys(("Admit", "Demand", "Wait", "volumes"), "vmtenancy.core.requests"),
     **dict.fromkeys(("Explanation", "explain"), "vmtenancy.core.explain.change"),
     "Fleet": "vmtenancy.core.fleet.arrays",
     **dict.fromkeys(
         ("DeviceFacts", "Mode", "NodeFacts", "Offering", "Placement", "Pool", "Runtime"),
         "vmtenancy.core.fleet.model",
     ),
-    **dict.fromkeys(("CohortQuota", "PoolQuota", "QuotaTree", "TenantQuota"), "vmtenancy.core.quota.tree"),
+    "Resource": "vmtenancy.core.quota.resources",
+    **dict.fromkeys(
+        ("CohortQuota", "PoolQuota", "QuotaTree", "ResourceQuota", "TenantQuota"), "vmtenancy.core.quota.tree"
+    ),
     **dict.fromkeys(("Problem", "VmtError"), "vmtenancy.errors"),
 }
 

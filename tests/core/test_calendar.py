@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from described import fleet, node
+from dataclasses import replace
+
+from described import GPU, devices, fleet, node
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,8 +12,11 @@ from vmtenancy.core.admission import decide
 from vmtenancy.core.calendar import Reserved
 from vmtenancy.core.explain.change import explain
 from vmtenancy.core.explain.refusal import Reason
-from vmtenancy.core.fleet.model import Mode, Runtime
-from vmtenancy.core.quota.tree import CohortQuota, PoolQuota, QuotaTree, TenantQuota
+from vmtenancy.core.fleet.arrays import Fleet
+from vmtenancy.core.fleet.model import Mode, NodeFacts, Offering, Pool, Runtime
+from vmtenancy.core.quota.policy import PreemptionPolicy, Preempts
+from vmtenancy.core.quota.resources import Resource
+from vmtenancy.core.quota.tree import CohortQuota, PoolQuota, QuotaTree, ResourceQuota, TenantQuota
 from vmtenancy.core.requests import Admit, Demand, Wait
 
 FLEET = (node("through", Mode.PASSTHROUGH, gpus=8),)
@@ -69,6 +74,43 @@ def test_what_runs_and_has_no_end_makes_a_window_impossible_and_that_keeps_nobod
     [ends] = decide(fleet(*FLEET), tree(a=4, b=4), [], [ask("runs", 6, 50.0)])
     assert isinstance(ends, Admit)
     assert admitted([window("w", 7, 100.0, 200.0)], ask("x", 2), live=[ends]) == set()
+
+
+LOWER = PreemptionPolicy(Preempts.LOWER_PRIORITY)
+
+
+def test_a_window_has_no_part_in_a_shortage_of_cpu() -> None:
+    cpu = (ResourceQuota(Resource.CPU, 1_000),)
+    rules = QuotaTree.build([TenantQuota("a", None, (PoolQuota("h100", 4),), LOWER, resources=cpu)], [])
+    (live,) = decide(fleet(*FLEET), rules, [], [replace(ask("low", 1), cpu=1_000)])
+    assert isinstance(live, Admit)
+    for count, reason, victims in ((1, Reason.NOMINATED, ("low",)), (3, Reason.RESERVED, ())):
+        high = replace(ask("high", count), priority=1, cpu=1_000)
+        (wait,) = decide(fleet(*FLEET), rules, [live], [high], reserved=[window("w", 2, 100.0, 200.0)])
+        assert isinstance(wait, Wait)
+        assert (wait.reason, wait.victims) == (reason, victims)
+
+
+def test_a_window_of_another_pool_keeps_nobody_out() -> None:
+    """Before, whatever was short of anything waited as if it were in its way, and nobody was stopped for it."""
+    pools = ("h100", "a100")
+    offerings = [Offering(p, p, GPU, {Mode.PASSTHROUGH: f"nvidia.com/{p}"}) for p in pools]
+    nodes = [
+        NodeFacts(p, Mode.PASSTHROUGH, product=p, devices=devices(4), capacity={f"nvidia.com/{p}": 4})
+        for p in pools
+    ]
+    two = Fleet.build(nodes, [Pool(p, frozenset({p})) for p in pools], offerings)
+    rules = QuotaTree.build([TenantQuota("a", None, (PoolQuota("h100", 1), PoolQuota("a100", 4)), LOWER)], [])
+    one = replace(ask("low", 1), requests=(("h100", 1),))
+    (live,) = decide(two, rules, [], [one])
+    assert isinstance(live, Admit)
+    four = (("a100", 4),)
+    hold = Demand("w", "a", Runtime.HOLD, four, maximum=four, ends=200.0, quota_alone=True)
+    (wait,) = decide(
+        two, rules, [live], [replace(one, key="high", priority=1)], reserved=[Reserved(hold, 100.0)]
+    )
+    assert isinstance(wait, Wait)
+    assert (wait.reason, wait.victims) == (Reason.NOMINATED, ("low",))
 
 
 def test_it_is_explained_with_what_would_be_admitted() -> None:

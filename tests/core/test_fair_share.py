@@ -46,6 +46,10 @@ def let_in(decisions: Sequence[Decision]) -> str:
     return keys([decision for decision in decisions if isinstance(decision, Admit)])
 
 
+def test_without_any_quota_nobody_has_borrowed() -> None:
+    assert QuotaTree.build([TenantQuota("a", "team")], [CohortQuota("team")]).share("a") == 0
+
+
 def test_the_share_is_what_was_borrowed_of_all_that_the_cohort_could_give_by_weight() -> None:
     rules = QuotaTree.build(
         [

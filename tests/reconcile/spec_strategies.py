@@ -21,7 +21,7 @@ from vmtenancy.api.gpupool import PoolSelector
 from vmtenancy.api.gpuvm import GpuRequest, GpuVMSpec, TemplateRef
 from vmtenancy.api.lease import Lease, TenantLeases
 from vmtenancy.api.overlay import Overlay
-from vmtenancy.api.quantity import Quantity
+from vmtenancy.api.quantity import Amount, Quantity
 from vmtenancy.api.tenant import ClassLimit, TenantSpec
 from vmtenancy.api.virtualcluster import ElasticGpus, VirtualClusterSpec
 from vmtenancy.testing.story import PASSTHROUGH, VGPU
@@ -181,6 +181,8 @@ def _of(annotation: Any, constraints: list[Any]) -> st.SearchStrategy[Json]:
         return st.booleans()
     if annotation is int:
         return _integers(constraints)
+    if annotation is Amount:
+        return st.sampled_from(["0", "0.5", "4", "6Gi", "32Gi", "256Pi"])
     if annotation is Quantity:
         return st.sampled_from(["1", "500m", "1Gi", "4Gi", "80Gi", "2Ti"])
     if annotation is str:

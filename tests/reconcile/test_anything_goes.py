@@ -150,6 +150,17 @@ class AnythingGoes(RuleBasedStateMachine):
     def quota(self, home: str, nominal: int, borrowing: int | None) -> None:
         self._edit("Tenant", "", home, quota=tenant(home, nominal, borrowing)["spec"]["quota"])
 
+    @rule(home=homes, cpu=st.sampled_from([None, "4", "8"]), storage=st.sampled_from([None, "10Gi", "30Gi"]))
+    def resources(self, home: str, cpu: str | None, storage: str | None) -> None:
+        given = {"cpu": cpu, "storage": storage}
+        rows = [{"name": name, "nominal": nominal} for name, nominal in given.items() if nominal]
+        self._edit("Tenant", "", home, resources=rows)
+
+    @rule(home=homes, name=machines, sizes=st.lists(st.sampled_from(["10Gi", "20Gi"]), max_size=2))
+    def disks(self, home: str, name: str, sizes: list[str]) -> None:
+        disks = [{"name": f"d{i}", "image": {"blank": {}}, "size": size} for i, size in enumerate(sizes)]
+        self._edit("GpuVM", home, name, disks=disks)
+
     # -- nodes ------------------------------------------------------------------------------------------------
 
     @rule(name=st.sampled_from(NODES), status=st.sampled_from(["True", "False", "Unknown"]))

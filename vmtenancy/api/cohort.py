@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from vmtenancy.api.common import AGE, ApiModel, Items, Kind, ObjectName, PrinterColumn, Rule, Status
+from vmtenancy.api.quantity import Amount
 
 #: Whole GPUs.
 Gpus = Annotated[int, Field(ge=0, le=1_000_000)]
@@ -25,6 +26,20 @@ class PoolQuota(ApiModel):
     )
 
 
+class ResourceQuota(ApiModel):
+    """Quota of cpu, memory or storage: of what has GPUs."""
+
+    name: Literal["cpu", "memory", "storage"] = Field(description="The resource.")
+    nominal: Amount = Field(description="How much is its own.")
+    borrowing_limit: Amount | None = Field(
+        default=None, description="At most this much more, from what others do not use; unset: no limit."
+    )
+    lending_limit: Amount | None = Field(
+        default=None,
+        description="At most this much of what it does not use is lent to others; unset: no limit.",
+    )
+
+
 class FairShare(ApiModel):
     """Whose turn it is, among requests of one priority, when several want to borrow."""
 
@@ -40,6 +55,10 @@ class CohortSpec(ApiModel):
     parent: ObjectName | None = Field(default=None, description="The cohort above; unset: a root.")
     quota: Annotated[tuple[PoolQuota, ...], Items(most=64, keys=("pool",))] = Field(
         default=(), description="Quota that any member may borrow, per pool."
+    )
+    resources: Annotated[tuple[ResourceQuota, ...], Items(most=3, keys=("name",))] = Field(
+        default=(),
+        description="Quota of cpu, memory and storage that any member which is limited in it may borrow.",
     )
     fair_share: FairShare = Field(
         default=FairShare(), description="Its place among the other members of the cohort above."

@@ -74,6 +74,10 @@ class GpuAllocationSpec(ApiModel):
     memory: Quantity | None = Field(
         default=None, description="Memory that it takes of the node, as it was asked for then."
     )
+    storage: Quantity | None = Field(
+        default=None,
+        description="Size of its volumes, as it was asked for then; set where its tenant's storage is limited.",
+    )
     preemptible: bool = Field(
         default=True, description="Whether it may be taken back to make room, as its owner said then."
     )

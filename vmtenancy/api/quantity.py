@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Self
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
@@ -87,6 +87,9 @@ class Quantity(str):
     """A Kubernetes quantity greater than 0, kept as it was written; `Quantity("80Gi").bytes == 80 << 30`."""
 
     __slots__ = ()
+    means: ClassVar[str] = "a quantity greater than 0, for example 16Gi"
+    #: CEL over the quantity `{}`.
+    cel: ClassVar[str] = "{}.isGreaterThan(quantity('0'))"
 
     @property
     def bytes(self) -> int:
@@ -98,17 +101,22 @@ class Quantity(str):
         """The value in thousandths, rounded up."""
         return to_milli(self)
 
+    @staticmethod
+    def allows(value: Fraction) -> bool:
+        """Whether it may be this much: what `cel` says."""
+        return value > 0
+
     @classmethod
-    def _validate(cls, value: Any) -> Quantity:
-        expected = "a quantity greater than 0, for example 16Gi"
+    def _validate(cls, value: Any) -> Self:
+        refused = PydanticCustomError("invalid", "{expected}", {"expected": cls.means})
         if not isinstance(value, str | int) or isinstance(value, bool):
-            raise PydanticCustomError("invalid", "{expected}", {"expected": expected})
+            raise refused
         try:
-            positive = parse_quantity(value) > 0
+            allowed = cls.allows(parse_quantity(value))
         except ValueError:
-            positive = False
-        if not positive:
-            raise PydanticCustomError("invalid", "{expected}", {"expected": expected})
+            allowed = False
+        if not allowed:
+            raise refused
         return cls(value)
 
     @classmethod
@@ -128,11 +136,22 @@ class Quantity(str):
             "maxLength": MAX_LENGTH,
             "x-kubernetes-validations": [
                 {
-                    "rule": "isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))",
-                    "message": "must be a quantity greater than 0, for example 16Gi",
-                    "messageExpression": (
-                        "'found ' + string(self) + ', expected a quantity greater than 0, for example 16Gi'"
-                    ),
+                    "rule": f"isQuantity(string(self)) && {cls.cel.format('quantity(string(self))')}",
+                    "message": f"must be {cls.means}",
+                    "messageExpression": f"'found ' + string(self) + ', expected {cls.means}'",
                 }
             ],
         }
+
+
+class Amount(Quantity):
+    """A Kubernetes quantity from 0 to 256Pi, as quota is given: sums of it stay within 64 bits."""
+
+    __slots__ = ()
+    means: ClassVar[str] = "a quantity from 0 to 256Pi, for example 64 or 512Gi"
+    cel: ClassVar[str] = "!{0}.isLessThan(quantity('0')) && !{0}.isGreaterThan(quantity('256Pi'))"
+
+    @staticmethod
+    def allows(value: Fraction) -> bool:
+        """Whether it may be this much: what `cel` says."""
+        return 0 <= value <= 1 << 58

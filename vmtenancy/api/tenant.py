@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from vmtenancy.api.cohort import FairShare, Gpus, PoolQuota
+from vmtenancy.api.cohort import FairShare, Gpus, PoolQuota, ResourceQuota
 from vmtenancy.api.common import (
     AGE,
     ApiModel,
@@ -23,6 +23,7 @@ from vmtenancy.api.common import (
 )
 from vmtenancy.api.gpuvm import Priority
 from vmtenancy.api.lease import TenantLeases
+from vmtenancy.api.quantity import Amount, parse_quantity
 
 
 class ClassLimit(ApiModel):
@@ -45,6 +46,24 @@ class TenantQuota(PoolQuota):
             expected="at most nominal: only what is its own can be lent",
             field="lendingLimit",
             found=digits_of("self.lendingLimit", 7),
+        ),
+    )
+
+
+class TenantResourceQuota(ResourceQuota):
+    """A tenant's quota of cpu, memory or storage: of what has GPUs."""
+
+    rules: ClassVar = (
+        Rule(
+            cel="!has(self.lendingLimit) || "
+            "quantity(string(self.lendingLimit)).compareTo(quantity(string(self.nominal))) <= 0",
+            holds=lambda self: (
+                self.lending_limit is None
+                or parse_quantity(self.lending_limit) <= parse_quantity(self.nominal)
+            ),
+            expected="at most nominal: only what is its own can be lent",
+            field="lendingLimit",
+            found="string(self.lendingLimit)",
         ),
     )
 
@@ -111,6 +130,10 @@ class TenantSpec(ApiModel):
     quota: Annotated[tuple[TenantQuota, ...], Items(most=64, keys=("pool",))] = Field(
         default=(), description="Quota per pool; none in a pool that is not listed."
     )
+    resources: Annotated[tuple[TenantResourceQuota, ...], Items(most=3, keys=("name",))] = Field(
+        default=(),
+        description="Quota of cpu, memory and storage for what has GPUs; no limit of a resource that is not listed.",
+    )
     preemption: Preemption = Field(
         default=Preemption(), description="What may be stopped to make room for its requests."
     )
@@ -131,6 +154,15 @@ class PoolUsage(ApiModel):
     borrowed: GpuAmount = Field(default="0", description="Of the GPUs held, those above nominal.")
 
 
+class ResourceUsage(ApiModel):
+    """What a tenant holds of one resource."""
+
+    name: Literal["cpu", "memory", "storage"] = Field(description="The resource.")
+    used: Amount = Field(description="How much it holds.")
+    nominal: Amount = Field(description="How much is its own.")
+    borrowed: Amount = Field(default=Amount("0"), description="Of what it holds, the part above nominal.")
+
+
 class TenantStatus(Status):
     """Whether the tenant is set up, and what it holds.
 
@@ -140,10 +172,13 @@ class TenantStatus(Status):
     usage: Annotated[tuple[PoolUsage, ...], Items(most=64, keys=("pool",))] = Field(
         default=(), description="What it holds, per pool."
     )
+    resources: Annotated[tuple[ResourceUsage, ...], Items(most=3, keys=("name",))] = Field(
+        default=(), description="What it holds of the resources that it is limited in."
+    )
     fair_share: Share | None = Field(
         default=None,
         description="Its dominant share, by its weight: what it has borrowed of all that its cohort could give it, in "
-        "the pool where that is the most. Whoever has less goes first.",
+        "the pool or resource where that is the most. Whoever has less goes first.",
     )
 
 

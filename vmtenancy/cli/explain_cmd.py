@@ -62,7 +62,7 @@ def explain(
 def answer_for(view: View, obj: Object) -> Answer:
     """Where a workload stands, by the same code that the controller decides with."""
     from vmtenancy.core.explain.change import explain as explain_demand
-    from vmtenancy.core.explain.shortage import gpus
+    from vmtenancy.core.explain.shortage import amount
     from vmtenancy.reconcile.admit import explain_requests
     from vmtenancy.reconcile.demands import key_of
 
@@ -85,9 +85,8 @@ def answer_for(view: View, obj: Object) -> Answer:
         return Answer(f"{key} can be admitted now: the controller has not got to it yet, or is not running")
     details = [f"number {why.wait.position} in the queue for its pools"] if why.wait.position else []
     if short := why.wait.shortage:
-        details.append(
-            f"needs {gpus(short.requested)}, free {gpus(short.free)} of {gpus(short.total)} ({short.binds})"
-        )
+        asked, free, total = (amount(short.pool, n) for n in (short.requested, short.free, short.total))
+        details.append(f"needs {asked}, free {free} of {total} ({short.binds})")
     if why.smaller:
         smaller = ", ".join(f"{count} x {name}" for name, count in why.smaller)
         details.append(f"would be admitted now with {smaller}")

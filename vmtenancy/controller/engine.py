@@ -7,8 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from vmtenancy.api.quantity import parse_quantity
 from vmtenancy.controller.allocator import Allocator, Planner
-from vmtenancy.controller.metrics import Metrics
+from vmtenancy.controller.metrics import Metrics, ResourceUse
 from vmtenancy.kube.cache import Cache
 from vmtenancy.kube.client import Client
 from vmtenancy.kube.executor import Executor, Render
@@ -59,6 +60,7 @@ class Engine:
             is_leader=leads,
             chains_waiting=lambda: executor.waiting,
             fair_shares=self._fair_shares,
+            resources=self._resources,
         )
         self._reflectors = Reflectors(client, self.cache, metrics.watch_restart)
         self._parts: list[asyncio.Task[None]] = []
@@ -84,6 +86,19 @@ class Engine:
         tenants = list(self.cache.world.objects["Tenant"].values())
         shares = {obj["metadata"]["name"]: obj.get("status", {}).get("fairShare") for obj in tenants}
         return {name: float(share) for name, share in shares.items() if share is not None}
+
+    def _resources(self) -> list[ResourceUse]:
+        """As the statuses of the tenants say."""
+        return [
+            ResourceUse(
+                obj["metadata"]["name"],
+                row["name"],
+                float(parse_quantity(row["used"])),
+                float(parse_quantity(row["nominal"])),
+            )
+            for obj in list(self.cache.world.objects["Tenant"].values())
+            for row in obj.get("status", {}).get("resources", ())
+        ]
 
     def _changed(self) -> None:
         self.allocator.poke()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily
@@ -19,12 +20,47 @@ class _FairShares(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         family = GaugeMetricFamily(
             "vmtenancy_tenant_fair_share",
-            "What a tenant has borrowed of all that its cohort could give it, by its weight, in its dominant pool",
+            "What a tenant has borrowed of all that its cohort could give it, by its weight, where that is the most",
             labels=["tenant"],
         )
         for tenant, share in self._read().items():
             family.add_metric([tenant], share)
         yield family
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceUse:
+    """What a tenant holds of a resource that it is limited in, in cores or bytes."""
+
+    tenant: str
+    resource: str
+    used: float
+    nominal: float
+
+
+class _Resources(Collector):
+    """Made anew at each reading, as the shares."""
+
+    def __init__(self, read: Callable[[], Iterable[ResourceUse]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        labels = ["tenant", "resource"]
+        used = GaugeMetricFamily(
+            "vmtenancy_tenant_resource_used",
+            "What a tenant holds of cpu (cores), memory or storage (bytes), where it is limited in it",
+            labels=labels,
+        )
+        nominal = GaugeMetricFamily(
+            "vmtenancy_tenant_resource_nominal",
+            "The nominal quota of a tenant of cpu (cores), memory or storage (bytes)",
+            labels=labels,
+        )
+        for each in self._read():
+            used.add_metric([each.tenant, each.resource], each.used)
+            nominal.add_metric([each.tenant, each.resource], each.nominal)
+        yield used
+        yield nominal
 
 
 class Metrics:
@@ -99,9 +135,11 @@ class Metrics:
         is_leader: Callable[[], bool],
         chains_waiting: Callable[[], int],
         fair_shares: Callable[[], Mapping[str, float]],
+        resources: Callable[[], Iterable[ResourceUse]],
     ) -> None:
         """Have these read whenever Prometheus asks; `fair_shares` by tenant."""
         self.registry.register(_FairShares(fair_shares))
+        self.registry.register(_Resources(resources))
         self._is_leader.set_function(lambda: float(is_leader()))
         self._chains_waiting.set_function(chains_waiting)
 

@@ -13,8 +13,11 @@ from vmtenancy.core.explain.refusal import Refusal
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import Placement, Runtime
 from vmtenancy.core.placement.best_fit import NoPlacement, Request, best_fit, deliverable
+from vmtenancy.core.quota.resources import Resource
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Demand
+
+_NOTHING: dict[str, int] = {}
 
 
 class _Hold:
@@ -90,7 +93,8 @@ class Books:
         hold = self._hold_of(demand)
         net, units = _net(hold, gross, demand.requests)
         if demand.runtime is Runtime.HOLD:
-            self._holds[demand.key] = _Hold(demand, gross)
+            if demand.requests or demand.maximum:  # else it is of volumes, and nothing draws on it
+                self._holds[demand.key] = _Hold(demand, gross)
             if not demand.quota_alone:
                 for pool, parts in gross.items():
                     self._kept[pool] += parts
@@ -99,8 +103,9 @@ class Books:
             hold.drawn.update(gross)
             hold.used.update(dict(demand.requests))
         holder = hold.key if hold is not None else demand.key
-        for pool in net:
-            self._tree.charge(demand.tenant, pool, net[pool], holder, units, firm=_is_firm(demand))
+        net |= self._resources(demand)
+        for column, amount in net.items():
+            self._tree.charge(demand.tenant, column, amount, holder, units, firm=_is_firm(demand, column))
             units = {}
 
     def leave(self, admit: Admit, seat: Placement | None = None) -> dict[str, int]:
@@ -115,7 +120,7 @@ class Books:
         gross = self._gross(admit)
         hold = self._hold_of(demand)
         if demand.runtime is Runtime.HOLD:
-            del self._holds[demand.key]
+            self._holds.pop(demand.key, None)
             if not demand.quota_alone:
                 self._kept.subtract(gross)
         elif hold is not None:
@@ -124,8 +129,8 @@ class Books:
             self._kept.update({pool: min(parts, hold.undrawn(pool)) for pool, parts in gross.items()})
         net, units = _net(hold, gross, demand.requests)
         holder = hold.key if hold is not None else demand.key
-        for pool in net:
-            self._tree.uncharge(demand.tenant, pool, net[pool], holder, units, firm=_is_firm(demand))
+        for column, amount in (net | self._resources(demand)).items():
+            self._tree.uncharge(demand.tenant, column, amount, holder, units, firm=_is_firm(demand, column))
             units = {}
         return _nonzero(net)
 
@@ -167,8 +172,8 @@ class Books:
         """As `QuotaTree.share`."""
         return self._tree.share(tenant, more, level)
 
-    def charge_of(self, demands: Iterable[Demand]) -> Mapping[str, int]:
-        """What the demands, admitted together, would add to their tenant's charge, in parts by pool."""
+    def charge_of(self, demands: Sequence[Demand]) -> Mapping[str, int]:
+        """What the demands, admitted together, would add to their tenant's charge, by pool and resource."""
         gross: dict[str | None, Counter[str]] = defaultdict(Counter)
         for demand in demands:
             gross[demand.parent].update(_by_pool(demand, self._fleet))
@@ -176,7 +181,17 @@ class Books:
         for parent, parts in gross.items():
             hold = self._holds.get(parent) if parent is not None else None
             more.update(_net(hold, parts, ())[0])
+        for demand in demands:
+            if resources := self._resources(demand):
+                more.update(resources)
         return more
+
+    def lacking(self, demands: Sequence[Demand]) -> frozenset[str]:
+        """Of what the demands, admitted together, would be charged: where quota does not suffice."""
+        tenant, more = demands[0].tenant, self.charge_of(demands)
+        return frozenset(
+            column for column, amount in more.items() if not self._tree.fits(tenant, column, amount)
+        )
 
     def _free_part(self, placement: Placement) -> Placement:
         """What of a placement could be held now: those of its devices that are free, its cpu and memory."""
@@ -223,8 +238,9 @@ class Books:
                 elastic = parts - (min(parts, hold.undrawn(pool)) if hold is not None else 0)
                 if elastic > max(0, fleet.supply(pool, Runtime.POD)[0] - self._kept[pool]):
                     return refusal.no_supply(fleet, tree, pool, elastic, self._kept[pool])
-        borrowed = {pool: self._borrowed(tenant, pool, parts) for pool, parts in net.items()}
-        return Admit(demand, placement, _nonzero(net), _nonzero(borrowed))
+        charged = net | self._resources(demand)
+        borrowed = {column: self._borrowed(tenant, column, amount) for column, amount in charged.items()}
+        return Admit(demand, placement, _nonzero(charged), _nonzero(borrowed))
 
     def quota_refusal(self, demand: Demand) -> Refusal | None:
         """Why quota alone does not let the demand be admitted; None where it does. Its classes are known."""
@@ -249,11 +265,12 @@ class Books:
             room = tree.class_room(tenant, name)
             if room is not None and count > max(0, room):
                 return refusal.class_limit(tenant, name, asked=count, room=room, pools=pools)
-        for pool, parts in net.items():
-            if not demand.preemptible and parts > max(0, tree.own_room(tenant, pool)):
-                return refusal.own_quota_exceeded(tree, tenant, pool, parts)
-            if not tree.fits(tenant, pool, parts):
-                return refusal.quota_exceeded(tree, tenant, pool, parts)
+        net |= self._resources(demand)
+        for column, amount in net.items():
+            if not demand.preemptible and amount > max(0, tree.own_room(tenant, column)):
+                return refusal.own_quota_exceeded(tree, tenant, column, amount)
+            if not tree.fits(tenant, column, amount):
+                return refusal.quota_exceeded(tree, tenant, column, amount)
         return None
 
     def judge_all(self, demands: Sequence[Demand]) -> tuple[Admit, ...] | Refusal:
@@ -275,6 +292,13 @@ class Books:
         """The pools that the demands would be charged in."""
         return frozenset(pool for demand in demands for pool in _by_pool(demand, self._fleet))
 
+    def _resources(self, demand: Demand) -> dict[str, int]:
+        """What a demand takes of the resources that its tenant is limited in; guarantees are of GPUs alone."""
+        limited = self._tree.limited(demand.tenant)
+        if not limited:
+            return _NOTHING
+        return {resource: taken for resource in limited if (taken := demand.takes(resource))}
+
     def _gross(self, admit: Admit) -> dict[str, int]:
         """Parts by pool that a grant takes, guaranteed ones included."""
         if admit.placement is None:
@@ -288,9 +312,9 @@ class Books:
         hold = self._holds.get(demand.parent) if demand.parent is not None else None
         return hold if hold is not None and hold.tenant == demand.tenant else None
 
-    def _borrowed(self, tenant: str, pool: str, parts: int) -> int:
-        over = self._tree.usage(tenant, pool) - self._tree.nominal(tenant, pool)
-        return max(0, over + parts) - max(0, over)
+    def _borrowed(self, tenant: str, column: str, amount: int) -> int:
+        over = self._tree.usage(tenant, column) - self._tree.nominal(tenant, column)
+        return max(0, over + amount) - max(0, over)
 
 
 def _class_refusal(fleet: Fleet, runtime: Runtime, quota_alone: bool, names: Sequence[str]) -> Refusal | None:
@@ -307,9 +331,9 @@ def _class_refusal(fleet: Fleet, runtime: Runtime, quota_alone: bool, names: Seq
     return None
 
 
-def _is_firm(demand: Demand) -> bool:
-    """Whether what it is charged is never given back for others: so are guarantees."""
-    return demand.runtime is Runtime.HOLD or not demand.preemptible
+def _is_firm(demand: Demand, column: str) -> bool:
+    """Whether what it is charged is never given back for others: so are guarantees and volumes."""
+    return demand.runtime is Runtime.HOLD or not demand.preemptible or column is Resource.STORAGE
 
 
 def _no_devices(admit: Admit) -> Placement | None:

@@ -14,6 +14,7 @@ from vmtenancy.core.books import Books
 from vmtenancy.core.explain import refusal
 from vmtenancy.core.explain.refusal import Refusal
 from vmtenancy.core.fleet.model import Runtime
+from vmtenancy.core.quota.resources import Resource
 from vmtenancy.core.requests import Admit, Demand
 
 
@@ -37,7 +38,7 @@ class Calendar:
         windows = sorted(
             reserved, key=lambda window: (window.start, window.demand.created, window.demand.key)
         )
-        self._moments: list[tuple[float, Books, str]] = []
+        self._moments: list[tuple[float, Books, list[Demand]]] = []
         for start in sorted({window.start for window in windows}):
             then = books.of_quota()
             # A hold goes after what draws on it.
@@ -52,9 +53,9 @@ class Calendar:
                     and not then.quota_refusal(window.demand)
                 ):
                     then.enter_quota(Admit(window.demand, None))
-                    kept.append(window.demand.key)
+                    kept.append(window.demand)
             if kept:
-                self._moments.append((start, then, ", ".join(kept)))
+                self._moments.append((start, then, kept))
 
     def admitted(self, admits: Iterable[Admit]) -> None:
         """Demands were admitted in this round."""
@@ -72,9 +73,17 @@ class Calendar:
                     if not _lasts(demand, start):
                         continue
                     if why := then.quota_refusal(demand):
-                        return refusal.reserved(why, windows, start)
+                        if _is_in_the_way(why, then, windows, demands):
+                            return refusal.reserved(why, ", ".join(window.key for window in windows), start)
+                        break
                     then.enter_quota(Admit(demand, None))
         return None
+
+
+def _is_in_the_way(why: Refusal, books: Books, windows: Iterable[Demand], demands: Iterable[Demand]) -> bool:
+    """Whether the windows may have a part in it: they hold GPUs alone, of their pools."""
+    of_resources = any(isinstance(column, Resource) for column in why.pools)
+    return not of_resources and not books.pools_of(windows).isdisjoint(books.pools_of(demands))
 
 
 def _lasts(demand: Demand, moment: float) -> bool:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from vmtenancy.core.books import Books
 from vmtenancy.core.explain.refusal import Refusal
 from vmtenancy.core.fleet.model import DeviceGrant, Runtime
+from vmtenancy.core.quota.resources import Resource
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Demand
 
@@ -39,17 +40,22 @@ class Nomination:
 class _Candidate:
     """Grants that may be taken together: one, or all of a group.
 
-    `foreign`: of another tenant, which has borrowed. `only_within_own`: not for what would be borrowed again.
+    `foreign`: of another tenant, which has borrowed. `only_within_own`: not for what would be borrowed again. `need` is
+    what they are candidates for: pools and resources, of which they hold some.
     """
 
     grants: tuple[Admit, ...]
     foreign: bool
     only_within_own: bool
+    need: frozenset[str]
 
     @property
-    def parts(self) -> int:
-        """What they hold, over all pools."""
-        return sum(grant.parts for grant in self.devices)
+    def size(self) -> int:
+        """What they hold: over all pools, or of the resources where these alone are needed."""
+        resources = [column for column in self.need if isinstance(column, Resource)]
+        if len(resources) < len(self.need):
+            return sum(grant.parts for grant in self.devices)
+        return sum(admit.demand.takes(resource) for admit in self.grants for resource in resources)
 
     @property
     def devices(self) -> list[DeviceGrant]:
@@ -93,7 +99,7 @@ class Preemption:
         answer = after.judge_all(demands)
         if not isinstance(answer, Refusal):
             nomination = Nomination(answer, ())
-        elif may_preempt and answer.pools and (found := self._cheapest(demands)):
+        elif may_preempt and answer.pools and (found := self._found(demands)):
             nomination = found
         else:
             return None
@@ -112,11 +118,40 @@ class Preemption:
                 self._after.leave(ending)
         return self._after
 
-    def _cheapest(self, demands: Sequence[Demand]) -> Nomination | None:
+    def _found(self, demands: Sequence[Demand]) -> Nomination | None:
+        """The first way to make room that there is, by what is needed of those who go."""
+        ways = (
+            self._cheapest(demands, list(self._candidates(demands, need))) for need in self._needs(demands)
+        )
+        return next((way for way in ways if way is not None), None)
+
+    def _needs(self, demands: Sequence[Demand]) -> Iterator[frozenset[str]]:
+        """Of what victims have to hold some: the demands' pools, and the resources whose quota does not suffice.
+
+        Where no other quota is short, first of these resources alone: devices may be free. If nobody else can give them
+        back, nobody is stopped, for what others hold of them is their own. Volumes are never given back.
+        """
+        after = self._afterwards()
+        pools, lacking = after.pools_of(demands), after.lacking(demands)
+        resources = lacking - pools
+        if Resource.STORAGE in resources:
+            return
+        if resources and resources == lacking:
+            yield resources
+            candidates = sorted(self._candidates(demands, resources), key=lambda candidate: candidate.order)
+            with after.what_if():
+                for candidate in candidates:
+                    if self._still_owes(demands, candidate):
+                        _leave(after, candidate)
+                if after.lacking(demands):
+                    return
+        yield pools | resources
+
+    def _cheapest(self, demands: Sequence[Demand], candidates: Sequence[_Candidate]) -> Nomination | None:
         """What others borrowed, where that is enough; of all choices the victims of lowest priority; among those the
         fewest, then the smallest, then the youngest.
         """
-        candidates = sorted(self._candidates(demands), key=lambda candidate: candidate.order)
+        candidates = sorted(candidates, key=lambda candidate: candidate.order)
         found = self._choices(demands, candidates)
         if any(candidate.only_within_own for candidate in candidates):
             # Without these the request may borrow, so fewer may be enough.
@@ -128,8 +163,8 @@ class Preemption:
         if not candidates or not self._fits_without(demands, candidates):
             return []
         # The youngest of a priority, or the largest (fewer are needed), or the smallest (less is lost).
-        by_size = sorted(candidates, key=lambda c: (*c.order[:2], c.parts, len(c.grants)))
-        largest_first = sorted(by_size, key=lambda candidate: (*candidate.order[:2], -candidate.parts))
+        by_size = sorted(candidates, key=lambda c: (*c.order[:2], c.size, len(c.grants)))
+        largest_first = sorted(by_size, key=lambda candidate: (*candidate.order[:2], -candidate.size))
         found = [self._fewest(demands, order) for order in (candidates, largest_first, by_size)]
         by_node: dict[str, list[_Candidate]] = defaultdict(list)
         for candidate in candidates:
@@ -141,9 +176,8 @@ class Preemption:
             found.append(self._fewest(demands, [*here, *elsewhere]))
         return [nomination for nomination in found if nomination is not None]
 
-    def _candidates(self, demands: Sequence[Demand]) -> Iterator[_Candidate]:
+    def _candidates(self, demands: Sequence[Demand], need: frozenset[str]) -> Iterator[_Candidate]:
         tenant, priority = demands[0].tenant, min(demand.priority for demand in demands)
-        pools = self._afterwards().pools_of(demands)
         borrowing = self._tree.policy(tenant).borrow_within_cohort
         together: dict[str, list[Admit]] = defaultdict(list)
         for admit in self._staying.values():
@@ -153,26 +187,39 @@ class Preemption:
             may_borrow = borrowing is not None and all(
                 borrowing.allows(priority, grant.demand.priority) for grant in grants
             )
-            candidate = _Candidate(tuple(grants), foreign, foreign and not may_borrow)
+            candidate = _Candidate(tuple(grants), foreign, foreign and not may_borrow, need)
             if (
-                any(grant.pool in pools for grant in candidate.devices)
-                and all(self._may_take(tenant, priority, grant.demand, pools) for grant in grants)
+                self._holds_some(candidate)
+                and all(self._may_take(tenant, priority, grant.demand, need) for grant in grants)
                 and any(map(self._gives_back, grants))
             ):
                 yield candidate
 
-    def _may_take(self, tenant: str, priority: int, other: Demand, pools: Iterable[str]) -> bool:
+    def _holds_some(self, candidate: _Candidate) -> bool:
+        """Whether it holds some of what is needed."""
+        return any(grant.pool in candidate.need for grant in candidate.devices) or any(
+            resource in candidate.need and admit.demand.takes(resource)
+            for admit in candidate.grants
+            for resource in self._tree.limited(admit.demand.tenant)
+        )
+
+    def _may_take(self, tenant: str, priority: int, other: Demand, need: Iterable[str]) -> bool:
         policy = self._tree.policy(tenant)
         if not other.preemptible:
             return False
         if other.tenant == tenant:
             return policy.within_tenant.allows(priority, other.priority)
         return policy.reclaim_within_cohort.allows(priority, other.priority) and self._borrows(
-            tenant, other, pools
+            tenant, other, need
         )
 
-    def _borrows(self, lender: str, other: Demand, pools: Iterable[str]) -> bool:
-        return any(self._afterwards().has_borrowed_from(lender, other.tenant, pool) for pool in pools)
+    def _borrows(self, lender: str, other: Demand, need: Iterable[str]) -> bool:
+        return any(self._afterwards().has_borrowed_from(lender, other.tenant, column) for column in need)
+
+    def _still_owes(self, demands: Sequence[Demand], candidate: _Candidate) -> bool:
+        """Whether its tenant has not given back all that it had borrowed."""
+        other = candidate.grants[0].demand
+        return not candidate.foreign or self._borrows(demands[0].tenant, other, candidate.need)
 
     def _gives_back(self, admit: Admit) -> bool:
         """Whether its end gives quota back: a pod that draws on a guarantee has nothing that others could use."""
@@ -201,14 +248,11 @@ class Preemption:
     def _fewest(self, demands: Sequence[Demand], candidates: Sequence[_Candidate]) -> Nomination | None:
         """Take candidates in order until the demands fit, then give back, last first, all that they fit without."""
         after = self._afterwards()
-        pools = after.pools_of(demands)
         taken: list[_Candidate] = []
         with after.what_if():
             for candidate in candidates:
-                if candidate.foreign and not self._borrows(
-                    demands[0].tenant, candidate.grants[0].demand, pools
-                ):
-                    continue  # it has given back all that it had borrowed
+                if not self._still_owes(demands, candidate):
+                    continue
                 _leave(after, candidate)
                 taken.append(candidate)
                 answer = self._fits(demands, taken)

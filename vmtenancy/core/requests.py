@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from vmtenancy.core.explain.refusal import Reason
 from vmtenancy.core.explain.shortage import Shortage
 from vmtenancy.core.fleet.model import Placement, Runtime
+from vmtenancy.core.quota.resources import Resource
 from vmtenancy.errors import Code, Problem, VmtError
 
 
@@ -23,7 +24,8 @@ class Demand:
     together or not at all; `""`: alone. What is not `preemptible` is never stopped for others; with all of its tenant
     that is not, and what its virtual clusters are guaranteed, it stays within the tenant's nominal quota. `ends` is
     when it ends by itself (seconds), None: nobody knows. A HOLD of `quota_alone` keeps quota, and no devices; what any
-    runtime uses may draw on it.
+    runtime uses may draw on it. `storage` (bytes) is what its volumes take that are not there yet: those that are, also
+    of what does not run, are `volumes`.
 
     Raises VmtError for a class that is named twice or a count that is too small.
     """
@@ -44,6 +46,7 @@ class Demand:
     preemptible: bool = True
     ends: float | None = None
     quota_alone: bool = False
+    storage: int = 0
 
     def __post_init__(self) -> None:
         least = 0 if self.runtime is Runtime.HOLD else 1
@@ -60,19 +63,35 @@ class Demand:
         if problems:
             raise VmtError.of(problems)
 
+    def takes(self, resource: Resource) -> int:
+        """How much it takes of a resource, in millicores or bytes."""
+        match resource:
+            case Resource.CPU:
+                return self.cpu
+            case Resource.MEMORY:
+                return self.memory
+            case Resource.STORAGE:
+                return self.storage
+
 
 @dataclass(frozen=True, slots=True)
 class Admit:
     """The demand may go ahead. `placement` is None for a HOLD.
 
     `charged` is what this adds to the tenant's usage, in parts by pool: nothing for what a pod draws from its
-    virtual cluster's hold. `borrowed` is the part of it above the tenant's nominal quota.
+    virtual cluster's hold; and by resource that the tenant is limited in. `borrowed` is the part of it above the
+    tenant's nominal quota.
     """
 
     demand: Demand
     placement: Placement | None
     charged: Mapping[str, int] = field(default_factory=dict)
     borrowed: Mapping[str, int] = field(default_factory=dict)
+
+
+def volumes(key: str, tenant: str, storage: int) -> Admit:
+    """What the volumes of the workload `key` are charged for as long as they exist, whether it runs or not."""
+    return Admit(Demand(f"volumes of {key}", tenant, Runtime.HOLD, (), storage=storage), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,8 @@ def _allocation(view: View, asked: Asked, decision: Admit) -> Object:
         spec["cpu"] = cpu_text(asked.demand.cpu)
     if asked.demand.memory:
         spec["memory"] = memory_text(asked.demand.memory)
+    if asked.storage:
+        spec["storage"] = memory_text(asked.storage)
     if not asked.demand.preemptible:
         spec["preemptible"] = False
     if asked.hold:

@@ -6,13 +6,19 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from vmtenancy.api.gpuclass import PARTS_PER_GPU
+from vmtenancy.core.quota.resources import Resource
 from vmtenancy.core.quota.tree import QuotaTree
+from vmtenancy.reconcile.supply import limits
 from vmtenancy.reconcile.view import Allocation, View
+from vmtenancy.reconcile.volumes import charged
 from vmtenancy.reconcile.world import uid_of
 
 
 def charges(view: View) -> dict[tuple[str, str], int]:
-    """Parts by (tenant, pool) of all live grants. Of a hold and the pods below it, the larger counts."""
+    """Parts by (tenant, pool) of all live grants. Of a hold and the pods below it, the larger counts.
+
+    By (tenant, `Resource`) also what grants and volumes take of the resources that a tenant is limited in.
+    """
     total: dict[tuple[str, str], int] = defaultdict(int)
     holds: dict[tuple[str, str], int] = {}
     drawn: dict[tuple[str, str], int] = defaultdict(int)
@@ -30,7 +36,19 @@ def charges(view: View) -> dict[tuple[str, str], int]:
                 total[(grant.tenant, part.pool)] += part.parts
     for hold, pool in {*holds, *drawn}:
         total[(tenants[hold], pool)] += max(holds.get((hold, pool), 0), drawn.get((hold, pool), 0))
-    return dict(total)
+    return dict(total) | _resources(view)
+
+
+def _resources(view: View) -> dict[tuple[str, str], int]:
+    limited = limits(view)
+    total: dict[tuple[str, str], int] = defaultdict(int)
+    for grant in view.live:
+        for resource, taken in ((Resource.CPU, grant.cpu), (Resource.MEMORY, grant.memory)):
+            if taken and resource in limited.get(grant.tenant, ()):
+                total[(grant.tenant, resource)] += taken
+    for there in charged(view, frozenset()):
+        total[(there.demand.tenant, Resource.STORAGE)] += there.demand.storage
+    return total
 
 
 def _hold_of(view: View, grant: Allocation) -> str:

@@ -14,6 +14,7 @@ from vmtenancy.core.calendar import Reserved
 from vmtenancy.core.fleet.model import DeviceGrant, Mode, Placement, Runtime
 from vmtenancy.core.requests import Admit, Demand
 from vmtenancy.errors import VmtError
+from vmtenancy.reconcile import volumes
 from vmtenancy.reconcile.gate import root_owner
 from vmtenancy.reconcile.groups import gather, group_of
 from vmtenancy.reconcile.holders import is_ending, owner_of, vm_is_holding, vm_wants_devices
@@ -93,6 +94,7 @@ def _vm_demand(view: View, obj: Object, vm: GpuVM) -> Asked | Unclear:
         machine_objects(view, obj, vm, tenant, None)
         with refuse_wrong_shapes("spec.vm.template.spec.tolerations"):
             allowed_nodes = _nodes_tolerated(view, vm)
+        storage = volumes.asked(view, obj, vm, tenant)
     except VmtError as error:
         return Unclear(obj, "CannotRender", str(error))
     requests = tuple((gpu.class_, gpu.count) for gpu in vm.spec.gpus)
@@ -113,8 +115,9 @@ def _vm_demand(view: View, obj: Object, vm: GpuVM) -> Asked | Unclear:
         avoided_nodes=frozenset(avoided_nodes(obj)),
         preemptible=vm.spec.preemptible,
         ends=ends_of(view, obj),
+        storage=storage.new,
     )
-    return Asked(obj, demand, hold.name if hold else "")
+    return Asked(obj, demand, hold.name if hold else "", storage.total)
 
 
 def cluster_demand(view: View, obj: Object, cluster: VirtualCluster) -> Asked | Unclear:
@@ -255,8 +258,9 @@ def standing(view: View, released: frozenset[str]) -> Standing:
 
 
 def held(view: View, ending: frozenset[str]) -> list[Admit]:
-    """Live grants, less those that end in this plan, in the form that the engine takes."""
+    """Live grants, less those that end in this plan, and volumes, in the form that the engine takes."""
     admits = [_admit(view, grant) for grant in view.live if grant.name not in ending]
+    admits += volumes.charged(view, ending)
     # A virtual cluster with nothing guaranteed has no grant of its own, but a maximum for its pods.
     for obj in view.world.of("VirtualCluster"):
         cluster = view.parsed(obj, VirtualCluster)

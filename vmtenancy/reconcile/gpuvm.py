@@ -23,6 +23,7 @@ from vmtenancy.reconcile.revocation import avoided_nodes, overdue
 from vmtenancy.reconcile.status import Condition, status_steps
 from vmtenancy.reconcile.steps import Chain, Delete, Object, Replace, Step
 from vmtenancy.reconcile.view import Allocation, View, by_name
+from vmtenancy.reconcile.volumes import beyond, fit
 from vmtenancy.reconcile.world import is_deleting, owner_uids, ref_of, uid_of
 from vmtenancy.runtimes import kubevirt
 from vmtenancy.runtimes.kubevirt import VmObservation
@@ -49,7 +50,10 @@ def _live(view: View, obj: Object, admission: Admission) -> list[Chain]:
         return _status(view, obj, "Failed", "", None, [invalid, _degraded(view, grant)], 0)
     steps, problem = _children(view, obj, vm, grant)
     outstanding = (
-        bool(steps) or problem is not None or (grant is not None and not is_as_asked(view, vm, grant))
+        bool(steps)
+        or problem is not None
+        or (grant is not None and not is_as_asked(view, vm, grant))
+        or _is_held_back(view, obj, vm, grant)
     )
     applied = _applied_generation(obj, outstanding)
     chains = []
@@ -87,6 +91,10 @@ def _children(
         wanted = [keep_device_names(child, machine) for child in wanted]
     if adopted := machine_to_adopt(view, obj):
         return [Replace(taken_over(adopted, wanted[-1]))], None
+    if refused := beyond(view, obj, wanted[-1], tenant, grant):
+        if machine is None or (usable and vm.spec.run_strategy != "Halted"):
+            return [], refused
+        return _stopped_as_it_is(machine), None
     if taken := taken_by_others(view, wanted, uid_of(obj)):
         found = ", ".join(map(str, taken))
         return [], VmtError(
@@ -95,6 +103,20 @@ def _children(
     children = view.owned.get((vm.metadata.namespace, uid_of(obj)), ())
     secrets = [child for child in children if child["kind"] == "Secret"]
     return [*changes(view, obj, wanted), *leftovers(secrets, wanted)], None
+
+
+def _stopped_as_it_is(machine: Object) -> Sequence[Step]:
+    """It would get volumes that are not charged: it keeps those that it has until it is admitted again."""
+    if machine["spec"].get("runStrategy") == "Halted":
+        return []
+    return [Replace({**machine, "spec": {**machine["spec"], "runStrategy": "Halted"}})]
+
+
+def _is_held_back(view: View, obj: Object, vm: GpuVM, grant: Allocation | None) -> bool:
+    meta = vm.metadata
+    tenant = grant.tenant if grant else view.tenant_of(meta.namespace)
+    machine = view.world.get("VirtualMachine", meta.namespace, meta.name)
+    return machine is not None and not fit(view, obj, vm, tenant, grant)
 
 
 def _observed(view: View, obj: Object) -> dict[str, list[Object]]:

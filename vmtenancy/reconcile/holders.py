@@ -12,6 +12,7 @@ from vmtenancy.reconcile.status import condition
 from vmtenancy.reconcile.steps import Object
 from vmtenancy.reconcile.supply import vm_needs
 from vmtenancy.reconcile.view import Allocation, View
+from vmtenancy.reconcile.volumes import fit
 from vmtenancy.reconcile.world import is_deleting, uid_of
 
 TAKEN_BACK = "TakenBack"
@@ -45,7 +46,7 @@ def pods_holding(view: View, allocation: Allocation) -> list[Object]:
 
 
 def is_as_asked(view: View, vm: GpuVM, allocation: Allocation) -> bool:
-    """Whether a GpuVM was granted what it asks for now; of cpu and memory it may have been more.
+    """Whether a GpuVM was granted what it asks for now; of cpu, memory and storage it may have been more.
 
     More than it was granted of these it can ask for only while it is stopped.
     """
@@ -53,7 +54,9 @@ def is_as_asked(view: View, vm: GpuVM, allocation: Allocation) -> bool:
         return False
     cpu, memory = vm_needs(vm)
     if allocation.cpu >= cpu and allocation.memory >= memory:
-        return True
+        obj = owner_of(view, allocation)
+        if obj is None or fit(view, obj, vm, allocation.tenant, allocation):
+            return True
     return vm_is_holding(view, allocation.owner_namespace, allocation.owner_uid)
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from vmtenancy.api.gpuclass import PARTS_PER_GPU
 from vmtenancy.api.names import DEGRADED_CONDITION, FINALIZER, MANAGED_BY, MANAGED_LABEL, OWNER_UID_LABEL
-from vmtenancy.reconcile.charges import charges, gpus_text
+from vmtenancy.core.explain.shortage import counted, named
+from vmtenancy.reconcile.charges import charges
 from vmtenancy.reconcile.holders import owner_of, pods_holding
 from vmtenancy.reconcile.node_trouble import NODE_REASONS, trouble_of
 from vmtenancy.reconcile.pods import is_gated
@@ -81,7 +82,8 @@ def _quota_is_kept(view: View) -> Iterator[Violation]:
             tree.uncharge(tenant, pool, parts, tenant)
             fits = tree.fits(tenant, pool, parts)
         if not fits:
-            yield Violation("I2", f"{tenant} holds {gpus_text(parts)} GPUs of {pool}, more than it may")
+            held = f"{counted(parts, pool)} of {named(pool)}"
+            yield Violation("I2", f"{tenant} holds {held}, more than it may")
 
 
 def _bound_pods_have_grants(view: View) -> Iterator[Violation]:

@@ -13,11 +13,15 @@ from vmtenancy.reconcile.view import View
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One waiting request: `owner` is the GpuVM, VirtualCluster or Pod; `hold` the allocation of a pod's parent."""
+    """One waiting request: `owner` is the GpuVM, VirtualCluster or Pod; `hold` the allocation of a pod's parent.
+
+    `storage` are the bytes of all its volumes, where its tenant is limited in that.
+    """
 
     owner: Object
     demand: Demand
     hold: str = ""
+    storage: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vmtenancy.api import cohort
 from vmtenancy.api.cohort import Cohort
 from vmtenancy.api.gpuclass import GpuClass
 from vmtenancy.api.gpunode import GpuNode
@@ -18,12 +19,13 @@ from vmtenancy.api.names import (
     PRODUCT_LABEL,
     WORKLOAD_CONFIG_LABEL,
 )
-from vmtenancy.api.quantity import to_bytes, to_milli
+from vmtenancy.api.quantity import Quantity, parse_quantity, to_bytes, to_milli
 from vmtenancy.api.tenant import Tenant
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import DeviceFacts, Mode, NodeFacts, Offering, Pool
 from vmtenancy.core.quota.policy import BorrowWithinCohort, PreemptionPolicy, Preempts
-from vmtenancy.core.quota.tree import CohortQuota, PoolQuota, QuotaTree, TenantQuota
+from vmtenancy.core.quota.resources import BY_LABEL, Resource
+from vmtenancy.core.quota.tree import CohortQuota, PoolQuota, QuotaTree, ResourceQuota, TenantQuota
 from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.pods import is_finished
 from vmtenancy.reconcile.steps import Object
@@ -103,7 +105,38 @@ def _tenant_quota(name: str, tenant: Tenant) -> TenantQuota:
         Preempts(preemption.reclaim_within_cohort),
         BorrowWithinCohort(borrowing.max_priority_threshold) if borrowing.policy != "Never" else None,
     )
-    return TenantQuota(name, tenant.spec.cohort, quota, policy, tenant.spec.fair_share.weight)
+    weight, resources = tenant.spec.fair_share.weight, resource_quota(tenant.spec.resources)
+    return TenantQuota(name, tenant.spec.cohort, quota, policy, weight, resources)
+
+
+def resource_quota(given: Iterable[cohort.ResourceQuota]) -> tuple[ResourceQuota, ...]:
+    """Quota of cpu, memory and storage in the units that are counted: never more than was given."""
+    return tuple(
+        ResourceQuota(
+            BY_LABEL[quota.name],
+            units(BY_LABEL[quota.name], quota.nominal),
+            *(
+                None if limit is None else units(BY_LABEL[quota.name], limit)
+                for limit in (quota.borrowing_limit, quota.lending_limit)
+            ),
+        )
+        for quota in given
+    )
+
+
+def units(resource: Resource, amount: Quantity) -> int:
+    """Millicores or bytes, rounded down."""
+    return int(parse_quantity(amount) * (1000 if resource is Resource.CPU else 1))
+
+
+def limits(view: View) -> Mapping[str, frozenset[Resource]]:
+    """The resources that each valid tenant is limited in."""
+    return view.derived(_limits)
+
+
+def _limits(view: View) -> Mapping[str, frozenset[Resource]]:
+    tenants = view.all_of(Tenant).items()
+    return {name: frozenset(BY_LABEL[quota.name] for quota in t.spec.resources) for name, t in tenants}
 
 
 def quota_tree_of(view: View) -> QuotaTree:
@@ -112,14 +145,15 @@ def quota_tree_of(view: View) -> QuotaTree:
     cohorts = [
         CohortQuota(
             name,
-            cohort.spec.parent,
+            node.spec.parent,
             tuple(
                 PoolQuota(quota.pool, quota.nominal, quota.borrowing_limit, quota.lending_limit)
-                for quota in cohort.spec.quota
+                for quota in node.spec.quota
             ),
-            cohort.spec.fair_share.weight,
+            node.spec.fair_share.weight,
+            resource_quota(node.spec.resources),
         )
-        for name, cohort in view.all_of(Cohort).items()
+        for name, node in view.all_of(Cohort).items()
     ]
     return QuotaTree.build(tenants, cohorts)
 

@@ -114,8 +114,24 @@ def _tenants(view: View, tree: QuotaTree, owners: dict[str, str]) -> list[Chain]
             )
         share = share_text(shares.get(name, 0.0))
         ready = _tenant_ready(view, tenant, tree, owners)
-        chains += _report(view, obj, {"usage": rows, "fairShare": share}, ready)
+        fields = {"usage": rows, "resources": _resources_used(tree, name, usage), "fairShare": share}
+        chains += _report(view, obj, fields, ready)
     return chains
+
+
+def _resources_used(
+    tree: QuotaTree, tenant: str, usage: Mapping[tuple[str, str], int]
+) -> list[dict[str, str]]:
+    return [
+        {
+            "name": resource.label,
+            "used": resource.text(used),
+            "nominal": resource.text(nominal),
+            "borrowed": resource.text(max(0, used - nominal)),
+        }
+        for resource in tree.limited(tenant)
+        for used, nominal in ((usage.get((tenant, resource), 0), tree.nominal(tenant, resource)),)
+    ]
 
 
 def _tenant_ready(view: View, tenant: Tenant, tree: QuotaTree, owners: dict[str, str]) -> Condition:

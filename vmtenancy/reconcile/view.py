@@ -36,7 +36,8 @@ LEDGER_NAME = "fleet"
 class Allocation:
     """One `GpuAllocation` with what the head says of it: `mark` is its own proof of the commit (0: none yet).
 
-    `cpu` in millicores and `memory` in bytes as they were charged to the node; `let_go_at` in seconds. `revoked` is
+    `cpu` in millicores and `memory` in bytes as they were charged to the node, `storage` in bytes as it was to the
+    tenant; `let_go_at` in seconds. `revoked` is
     the reason for which it is taken back, `""` if it is not; it stands once the pod `unless_bound`, where one is
     named, is gone; `preemptor` is the key of the demand that it makes room for.
     """
@@ -55,6 +56,7 @@ class Allocation:
     grants: tuple[Grant, ...]
     cpu: int
     memory: int
+    storage: int
     preemptible: bool
     pod_uids: tuple[str, ...]
     let_go_at: float | None
@@ -288,7 +290,7 @@ class View:
         name = str(obj["metadata"]["name"])
         mark = int(status.get("sequence") or 0)
         revoked: Mapping[str, str] = status.get("revoked") or {}
-        cpu, memory = self.remembered(obj, _needs, "/needs")
+        cpu, memory, storage = self.remembered(obj, _needs, "/needs")
         return Allocation(
             object=obj,
             name=name,
@@ -304,6 +306,7 @@ class View:
             grants=self.remembered(obj, _grants, "/grants"),
             cpu=cpu,
             memory=memory,
+            storage=storage,
             preemptible=spec.get("preemptible", True),
             pod_uids=tuple(status.get("podUIDs") or ()),
             let_go_at=seconds(status["letGoAt"]) if status.get("letGoAt") else None,
@@ -316,9 +319,10 @@ class View:
         )
 
 
-def _needs(obj: Object) -> tuple[int, int]:
+def _needs(obj: Object) -> tuple[int, int, int]:
     spec = obj["spec"]
-    return to_milli(spec.get("cpu") or "0"), to_bytes(spec.get("memory") or "0")
+    memory, storage = (to_bytes(spec.get(name) or "0") for name in ("memory", "storage"))
+    return to_milli(spec.get("cpu") or "0"), memory, storage
 
 
 def _grants(obj: Object) -> tuple[Grant, ...]:

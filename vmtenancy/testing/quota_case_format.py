@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vmtenancy.api.cohort import PoolQuota
+from vmtenancy.api.cohort import PoolQuota, ResourceQuota
 from vmtenancy.api.common import ApiModel, Items, ObjectName, Text
 from vmtenancy.api.gpuclass import Share, share_parts
-from vmtenancy.api.tenant import BorrowWithinCohort, TenantQuota
+from vmtenancy.api.quantity import Amount, Quantity
+from vmtenancy.api.tenant import BorrowWithinCohort, TenantQuota, TenantResourceQuota
 from vmtenancy.core.explain.refusal import Reason
 from vmtenancy.errors import Code, Problem, VmtError
 
@@ -44,6 +45,9 @@ class Cohort(ApiModel):
     quota: Annotated[tuple[PoolQuota, ...], Items(most=64, keys=("pool",))] = Field(
         default=(), description="Quota that any member may borrow."
     )
+    resources: Annotated[tuple[ResourceQuota, ...], Items(most=3, keys=("name",))] = Field(
+        default=(), description="The same of cpu, memory and storage."
+    )
     weight: _Weight = Field(default=1, description="Its weight in fair shares.")
 
 
@@ -69,6 +73,9 @@ class Queue(ApiModel):
     quota: Annotated[tuple[TenantQuota, ...], Items(most=64, keys=("pool",))] = Field(
         default=(), description="Its quota by pool, in whole GPUs; no other pool is open to it."
     )
+    resources: Annotated[tuple[TenantResourceQuota, ...], Items(most=3, keys=("name",))] = Field(
+        default=(), description="Its quota of cpu, memory and storage; what is not listed is not limited."
+    )
     weight: _Weight = Field(default=1, description="Its weight in fair shares.")
     preemption: Preemption = Field(default=Preemption(), description="Whom its requests may preempt.")
 
@@ -90,6 +97,11 @@ class Workload(ApiModel):
     group: ObjectName | None = Field(
         default=None, description="Workloads of one group are admitted and preempted together."
     )
+    cpu: Amount = Field(default=Amount("0"), description="Of a VM or Pod: the processor that it takes.")
+    memory: Amount = Field(default=Amount("0"), description="Of a VM or Pod: the memory that it takes.")
+    storage: Amount = Field(
+        default=Amount("0"), description="Of a VM: the size of its volumes, which stay when it is stopped."
+    )
 
 
 class Running(Workload):
@@ -99,6 +111,7 @@ class Running(Workload):
         default=None, description="The node that it runs on; unset: the one that it best fits on."
     )
     ending: bool = Field(default=False, description="It is being stopped already, and still holds its GPUs.")
+    stopped: bool = Field(default=False, description="Of a VM: it was stopped, and has its volumes alone.")
 
 
 class Incoming(Workload):
@@ -116,6 +129,9 @@ class Expected(ApiModel):
     borrowed: dict[ObjectName, dict[ObjectName, _Amount]] = Field(
         default_factory=dict,
         description="What each admitted workload brings its queue above nominal, by pool.",
+    )
+    borrowed_resources: dict[ObjectName, dict[Literal["cpu", "memory", "storage"], Quantity]] = Field(
+        default_factory=dict, description="The same of cpu, memory and storage."
     )
     victims: Annotated[tuple[ObjectName, ...], Items(most=1000, unique=True)] = Field(
         default=(), description="Running workloads that have to make room."
@@ -164,6 +180,7 @@ def check_names(case: QuotaCase) -> None:
         ("running", (w.node for w in case.running if w.node), {node.name for node in case.nodes or ()}),
         ("expected.admitted", expected.admitted, incoming),
         ("expected.borrowed", expected.borrowed, set(expected.admitted)),
+        ("expected.borrowedResources", expected.borrowed_resources, set(expected.admitted)),
         ("expected.victims", expected.victims, running),
         ("expected.reasons", expected.reasons, incoming - set(expected.admitted)),
     ]
@@ -198,6 +215,10 @@ def check_names(case: QuotaCase) -> None:
                 problems.append(_only(f"{name}[{i}].max", w.name, "a VirtualCluster has a maximum"))
             if w.parent and w.runtime != "Pod":
                 problems.append(_only(f"{name}[{i}].parent", w.name, "a Pod is in a VirtualCluster"))
+            if w.runtime == "VirtualCluster" and (w.cpu.milli or w.memory.bytes):
+                problems.append(_only(f"{name}[{i}]", w.name, "VMs and Pods take cpu and memory"))
+            if w.runtime != "VM" and (w.storage.bytes or (isinstance(w, Running) and w.stopped)):
+                problems.append(_only(f"{name}[{i}]", w.name, "a VM has volumes, and stops"))
     if problems:
         raise VmtError.of(problems)
 

@@ -6,7 +6,7 @@ with what they expect. The format is described in ``docs/quota-cases.md``.
 
 import argparse
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,9 +25,19 @@ from vmtenancy.core.fleet.model import DeviceFacts, Mode, NodeFacts, Offering, P
 from vmtenancy.core.placement.best_fit import NoPlacement, Request, best_fit
 from vmtenancy.core.quota import tree
 from vmtenancy.core.quota.policy import BorrowWithinCohort, PreemptionPolicy, Preempts
-from vmtenancy.core.requests import Admit, Decision, Demand, Wait
+from vmtenancy.core.quota.resources import BY_LABEL, Resource
+from vmtenancy.core.requests import Admit, Decision, Demand, Wait, volumes
 from vmtenancy.errors import Code, Problem, VmtError
-from vmtenancy.testing.quota_case_format import Cohort, Preemption, Queue, QuotaCase, Workload, check_names
+from vmtenancy.reconcile.supply import MOST, resource_quota, units
+from vmtenancy.testing.quota_case_format import (
+    Cohort,
+    Preemption,
+    Queue,
+    QuotaCase,
+    Running,
+    Workload,
+    check_names,
+)
 
 _NOT_OURS = "is of Kueue, and vmtenancy does not have it"
 _MODES = tuple(Mode)
@@ -109,13 +119,25 @@ def run(case: QuotaCase) -> list[Difference]:
         name: {pool: gpus(int(Fraction(amount) * PARTS_PER_GPU)) for pool, amount in by_pool.items()}
         for name, by_pool in expected.borrowed.items()
     }
-    borrowed = {
-        a.demand.key: {pool: gpus(parts) for pool, parts in a.borrowed.items()} for a in admits if a.borrowed
+    resources = {
+        name: {
+            label: BY_LABEL[label].text(units(BY_LABEL[label], given)) for label, given in by_label.items()
+        }
+        for name, by_label in expected.borrowed_resources.items()
     }
+    borrowed: dict[str, dict[str, str]] = defaultdict(dict)
+    borrowed_resources: dict[str, dict[str, str]] = defaultdict(dict)
+    for admit in admits:
+        for column, more in admit.borrowed.items():
+            if isinstance(column, Resource):
+                borrowed_resources[admit.demand.key][column.label] = column.text(more)
+            else:
+                borrowed[admit.demand.key][column] = gpus(more)
     victims = sorted(victim for wait in waits for victim in wait.victims)
     compared: list[tuple[str, object, object]] = [
         ("admitted", sorted(expected.admitted), sorted(admit.demand.key for admit in admits)),
         ("borrowed", wanted, borrowed),
+        ("borrowedResources", resources, borrowed_resources),
         ("victims", sorted(expected.victims), victims),
         ("reasons", dict(expected.reasons), {wait.demand.key: wait.reason.value for wait in waits}),
     ]
@@ -134,12 +156,23 @@ def quota_of(case: QuotaCase, policies: Iterable[PreemptionPolicy]) -> tree.Quot
     return tree.QuotaTree.build(
         [
             tree.TenantQuota(
-                queue.name, queue.cohort, tuple(map(_pool_quota, queue.quota)), policy, queue.weight
+                queue.name,
+                queue.cohort,
+                tuple(map(_pool_quota, queue.quota)),
+                policy,
+                queue.weight,
+                resource_quota(queue.resources),
             )
             for queue, policy in zip(case.queues, policies, strict=True)
         ],
         [
-            tree.CohortQuota(cohort.name, cohort.parent, tuple(map(_pool_quota, cohort.quota)), cohort.weight)
+            tree.CohortQuota(
+                cohort.name,
+                cohort.parent,
+                tuple(map(_pool_quota, cohort.quota)),
+                cohort.weight,
+                resource_quota(cohort.resources),
+            )
             for cohort in case.cohorts
         ],
     )
@@ -204,6 +237,8 @@ def _nodes(case: QuotaCase, offerings: Iterable[Offering]) -> Iterator[NodeFacts
                 for offering in offerings
                 if offering.pool == pool and mode in offering.resources
             },
+            cpu=MOST,
+            memory=MOST,
         )
 
 
@@ -218,6 +253,9 @@ def _demand(workload: Workload) -> Demand:
         parent=workload.parent,
         maximum=tuple(workload.max.items()),
         group=workload.group or "",
+        cpu=workload.cpu.milli,
+        memory=workload.memory.bytes,
+        storage=0 if isinstance(workload, Running) else workload.storage.bytes,
     )
 
 
@@ -226,6 +264,10 @@ def _placed(case: QuotaCase, fleet: Fleet) -> Iterator[Admit]:
     with fleet.what_if():
         for i, workload in enumerate(case.running):
             demand = _demand(workload)
+            if workload.storage.bytes:
+                yield volumes(workload.name, workload.queue, workload.storage.bytes)
+            if workload.stopped:
+                continue
             path = f"running[{i}].gpus"
             for name in workload.gpus:
                 if name not in fleet.offerings:
@@ -241,7 +283,8 @@ def _placed(case: QuotaCase, fleet: Fleet) -> Iterator[Admit]:
                 yield Admit(demand, None, dict(charged))
                 continue
             where = frozenset({workload.node}) if workload.node else None
-            placement = best_fit(fleet, Request(demand.runtime, wanted, allowed_nodes=where))
+            request = Request(demand.runtime, wanted, demand.cpu, demand.memory, where)
+            placement = best_fit(fleet, request)
             if isinstance(placement, NoPlacement):
                 message = "no node has room for what runs"
                 raise VmtError(Problem(Code.NO_CAPACITY, path, message, workload.name, "nodes that hold it"))

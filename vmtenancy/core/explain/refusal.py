@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
 
-from vmtenancy.core.explain.shortage import Shortage, counted, gpus, held_by
+from vmtenancy.core.explain.shortage import Shortage, amount, counted, gpus, held_by, named
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import MODES, Offering, Runtime
 from vmtenancy.core.placement.best_fit import NoPlacement, Obstacle
+from vmtenancy.core.quota.resources import Resource
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.errors import Code, Problem
 
@@ -125,35 +126,38 @@ def class_limit(tenant: str, name: str, *, asked: int, room: int, pools: tuple[s
     return _plain(Reason.CLASS_LIMIT, Problem(Code.CLASS_LIMIT, "", message), pools)
 
 
-def quota_exceeded(tree: QuotaTree, tenant: str, pool: str, parts: int) -> Refusal:
-    """Nominal quota and what may be borrowed now do not suffice."""
+def quota_exceeded(tree: QuotaTree, tenant: str, column: str, asked: int) -> Refusal:
+    """Nominal quota and what may be borrowed now do not suffice, of a pool or a resource."""
 
     def tell() -> tuple[Problem, Shortage]:
-        shortage = tree.shortage(tenant, pool, parts)
-        nominal = tree.nominal(tenant, pool)
+        shortage = tree.shortage(tenant, column, asked)
+        nominal = tree.nominal(tenant, column)
         borrowable = shortage.total - nominal
-        split = f" (nominal {gpus(nominal)} + up to {gpus(borrowable)} borrowed)" if borrowable else ""
+        own, more = amount(column, nominal), amount(column, borrowable)
+        split = f" (nominal {own} + up to {more} borrowed)" if borrowable else ""
         where = f" in {shortage.binds}" if shortage.binds.startswith("cohort ") else ""
-        free = f"{gpus(shortage.free)} free of {gpus(shortage.total)}"
-        message = f"pool {pool}: needs {counted(parts)}, {free}{split}{where}{held_by(shortage.holders)}"
+        free = f"{amount(column, shortage.free)} free of {amount(column, shortage.total)}"
+        held = held_by(shortage.holders, column)
+        message = f"{named(column)}: needs {counted(asked, column)}, {free}{split}{where}{held}"
         return Problem(Code.QUOTA_EXCEEDED, "", message), shortage
 
-    return Refusal(Reason.QUOTA_EXCEEDED, tell, (pool,))
+    return Refusal(Reason.QUOTA_EXCEEDED, tell, (column,))
 
 
-def own_quota_exceeded(tree: QuotaTree, tenant: str, pool: str, parts: int) -> Refusal:
+def own_quota_exceeded(tree: QuotaTree, tenant: str, column: str, asked: int) -> Refusal:
     """What is never stopped for others has to be the tenant's own."""
 
     def tell() -> tuple[Problem, Shortage]:
-        nominal, free = tree.nominal(tenant, pool), max(0, tree.own_room(tenant, pool))
-        shortage = Shortage(pool, parts, free, nominal, f"tenant {tenant}", ())
+        nominal, free = tree.nominal(tenant, column), max(0, tree.own_room(tenant, column))
+        shortage = Shortage(column, asked, free, nominal, f"tenant {tenant}", ())
+        taken = "volumes" if column is Resource.STORAGE else "guarantees and what is not preemptible"
         message = (
-            f"pool {pool}: is not preemptible and needs {counted(parts)} of the nominal quota of tenant {tenant}, "
-            f"{gpus(free)} of {gpus(nominal)} are not taken by guarantees and what is not preemptible"
+            f"{named(column)}: is not preemptible and needs {counted(asked, column)} of the nominal quota of tenant "
+            f"{tenant}, {amount(column, free)} of {amount(column, nominal)} are not taken by {taken}"
         )
         return Problem(Code.OWN_QUOTA_EXCEEDED, "", message), shortage
 
-    return Refusal(Reason.OWN_QUOTA_EXCEEDED, tell, (pool,))
+    return Refusal(Reason.OWN_QUOTA_EXCEEDED, tell, (column,))
 
 
 def no_node(tree: QuotaTree, pool: str, parts: int, answer: NoPlacement) -> Refusal:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from vmtenancy.api.gpuclass import PARTS_PER_GPU
+from vmtenancy.core.quota.resources import Resource
 
 _SHOWN = 4
 
@@ -22,25 +23,37 @@ def gpus(parts: int) -> str:
     return f"{whole}.{thousandths:03}".rstrip("0").rstrip(".")
 
 
-def counted(parts: int) -> str:
-    """Parts as GPUs with the noun: `1 GPU`, `0.25 GPUs`."""
-    return f"{gpus(parts)} GPU" + ("" if parts == PARTS_PER_GPU else "s")
+def named(column: str) -> str:
+    """What is short: `pool h100`, `cpu`."""
+    return column.label if isinstance(column, Resource) else f"pool {column}"
 
 
-def held_by(holders: Sequence[tuple[str, int]]) -> str:
+def amount(column: str, count: int) -> str:
+    """So much of a pool, in GPUs, or of a resource, as a quantity: `0.25`, `250m`, `6Gi`."""
+    return column.text(count) if isinstance(column, Resource) else gpus(count)
+
+
+def counted(count: int, column: str = "") -> str:
+    """The same with the noun, where it has one: `1 GPU`, `0.25 GPUs`, `250m`."""
+    noun = "" if isinstance(column, Resource) else " GPU" if count == PARTS_PER_GPU else " GPUs"
+    return f"{amount(column, count)}{noun}"
+
+
+def held_by(holders: Sequence[tuple[str, int]], column: str = "") -> str:
     """`; held by vision/trainer 2, llm/lab 4`, the largest first, the rest counted; empty where nobody
     holds.
     """
     if not holders:
         return ""
-    shown = ", ".join(f"{key} {gpus(parts)}" for key, parts in holders[:_SHOWN])
+    shown = ", ".join(f"{key} {amount(column, held)}" for key, held in holders[:_SHOWN])
     more = f" and {len(holders) - _SHOWN} more" if len(holders) > _SHOWN else ""
     return f"; held by {shown}{more}"
 
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """What is missing, in parts of a GPU of `pool`: `requested` when `free` of `total` could be had.
+    """What is missing, in parts of a GPU of `pool`: `requested` when `free` of `total` could be had. `pool` may be a
+    `Resource`: then millicores or bytes.
 
     `binds` is what sets the limit: `tenant vision` (its nominal quota or borrowing limit), `cohort research`
     (what is shared there), or `nodes` (what exists). `holders` have the rest, the largest first.

@@ -131,7 +131,7 @@ class _Branches:
             return 0.0
         ratios = (
             borrowed * 1000.0 / most
-            for pool in self.tree.pools
+            for pool in self.tree.columns
             if (borrowed := -self.tree.spare(node, pool)) > 0
             and (most := self.tree.potential(parent, pool)) > 0
         )

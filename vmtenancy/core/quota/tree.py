@@ -1,6 +1,6 @@
 """The quota tree: tenants below cohorts that nest to any depth, with Kueue's hierarchical semantics.
 
-Per node and pool (KEP-79 of Kueue, `pkg/cache/scheduler/resource_node.go`):
+Per node and column, which is a pool or a `Resource` (KEP-79 of Kueue, `pkg/cache/scheduler/resource_node.go`):
 
 - *subtree quota*: its nominal quota plus what its children do not keep for themselves;
 - *guaranteed*: what it never lends, `max(0, subtree quota - lending limit)`; 0 without a lending limit;
@@ -11,8 +11,8 @@ Per node and pool (KEP-79 of Kueue, `pkg/cache/scheduler/resource_node.go`):
 
 So no admission that fits brings a tenant above nominal plus what it may borrow then, nor a root above the sum
 of its nominal quotas (I2). What is charged is a fact and is never refused here: quota that was lowered later
-is a debt that its cohort shares until it is paid. All amounts are integer parts of a GPU; quota is given in
-whole GPUs.
+is a debt that its cohort shares until it is paid. All amounts are integers: parts of a GPU (quota is given in
+whole GPUs), millicores, bytes. Wherever a pool is named below, a resource may be.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vmtenancy.api.gpuclass import PARTS_PER_GPU
 from vmtenancy.core.explain.shortage import Shortage
 from vmtenancy.core.quota.holders import Holders
 from vmtenancy.core.quota.parents import chain_of, sound_parents
 from vmtenancy.core.quota.policy import NOBODY, PreemptionPolicy
-from vmtenancy.core.quota.rules import CohortQuota, PoolQuota, TenantQuota
+from vmtenancy.core.quota.resources import Resource
+from vmtenancy.core.quota.rules import CohortQuota, PoolQuota, ResourceQuota, TenantQuota
 from vmtenancy.errors import Code, Problem, VmtError
 
-__all__ = ["CohortQuota", "PoolQuota", "QuotaTree", "TenantQuota"]
+__all__ = ["CohortQuota", "PoolQuota", "QuotaTree", "ResourceQuota", "TenantQuota"]
 
+#: Also the most that a subtree has: sums of it, and of what is charged beside it, stay within 64 bits.
 _UNLIMITED = 1 << 60
 _NO_UNITS: Mapping[str, int] = {}
 
@@ -50,7 +51,7 @@ class _Charge(NamedTuple):
 
 
 class QuotaTree:
-    """Rules as arrays [nodes, pools] int64, with usage on top. Queries and charges cost O(depth).
+    """Rules as arrays [nodes, columns] int64, with usage on top. Queries and charges cost O(depth).
 
     `cohort_problems` and `tenant_problems` say, by name, what is contradictory: a cohort on a cycle or with a
     missing parent is a root of its own, a tenant with a missing cohort stands alone. Nothing else is
@@ -65,10 +66,14 @@ class QuotaTree:
         _refuse_twice("tenants", (tenant.name for tenant in tenants))
         for owner in owners:
             _refuse_twice(f"{owner.name}.quota", (quota.pool for quota in owner.quota))
+            _refuse_twice(f"{owner.name}.resources", (quota.resource.label for quota in owner.resources))
         parents, self.cohort_problems = sound_parents({cohort.name: cohort.parent for cohort in cohorts})
         self.tenant_problems: dict[str, Problem] = {}
-        self.pools = sorted({quota.pool for owner in owners for quota in owner.quota})
-        self._pool = {name: p for p, name in enumerate(self.pools)}
+        pools = sorted({quota.pool for owner in owners for quota in owner.quota})
+        limited = {quota.resource for owner in owners for quota in owner.resources}
+        #: Pools and resources.
+        self.columns: list[str] = [*pools, *sorted(limited)]
+        self._pool = {name: p for p, name in enumerate(self.columns)}
         self._labels = [f"cohort {cohort.name}" for cohort in cohorts] + [
             f"tenant {tenant.name}" for tenant in tenants
         ]
@@ -90,32 +95,39 @@ class QuotaTree:
                     tenant.cohort,
                 )
             self._paths.append((self._tenant[tenant.name], *above))
-        shape = (len(self._paths), len(self.pools))
+        shape = (len(self._paths), len(self.columns))
         self._nominal: NDArray[np.int64] = np.zeros(shape, np.int64)
         self._borrowing: NDArray[np.int64] = np.full(shape, _UNLIMITED, np.int64)
         self._lending: NDArray[np.int64] = np.full(shape, _UNLIMITED, np.int64)
         self._usage: NDArray[np.int64] = np.zeros(shape, np.int64)
         self._open: set[tuple[str, str]] = {
-            (tenant.name, quota.pool) for tenant in tenants for quota in tenant.quota
+            (tenant.name, quota.column) for tenant in tenants for quota in _rows(tenant)
+        }
+        self._limited = {
+            tenant.name: tuple(quota.resource for quota in tenant.resources)
+            for tenant in tenants
+            if tenant.resources
         }
         self._policies = {tenant.name: tenant.preemption for tenant in tenants}
         self._caps = {
             (t.name, name): cap for t in tenants for quota in t.quota for name, cap in quota.classes.items()
         }
         for node, owner in enumerate(owners):
-            for quota in owner.quota:
-                p = self._pool[quota.pool]
-                self._nominal[node, p] = quota.nominal * PARTS_PER_GPU
+            for quota in _rows(owner):
+                p = self._pool[quota.column]
+                self._nominal[node, p] = min(_UNLIMITED, quota.nominal * quota.unit)
                 if quota.borrowing_limit is not None:
-                    self._borrowing[node, p] = quota.borrowing_limit * PARTS_PER_GPU
+                    self._borrowing[node, p] = min(_UNLIMITED, quota.borrowing_limit * quota.unit)
                 if quota.lending_limit is not None:
-                    self._lending[node, p] = quota.lending_limit * PARTS_PER_GPU
+                    self._lending[node, p] = min(_UNLIMITED, quota.lending_limit * quota.unit)
         self._subtree = self._nominal.copy()
         self._guaranteed: NDArray[np.int64] = np.zeros(shape, np.int64)
         for node in sorted(range(len(self._paths)), key=lambda node: -len(self._paths[node])):
             self._guaranteed[node] = np.maximum(0, self._subtree[node] - self._lending[node])
             if len(self._paths[node]) > 1:
-                self._subtree[self._paths[node][1]] += self._subtree[node] - self._guaranteed[node]
+                parent = self._subtree[self._paths[node][1]]
+                parent += self._subtree[node] - self._guaranteed[node]
+                np.minimum(parent, _UNLIMITED, out=parent)
         # As lists: numbers one by one are read from them in a third of the time.
         self._kept: list[list[int]] = self._guaranteed.tolist()
         #: The most that a node's usage above its guaranteed may be.
@@ -155,6 +167,10 @@ class QuotaTree:
     def is_open(self, tenant: str, pool: str) -> bool:
         """Whether the tenant's quota names the pool (nominal 0 is enough: it may borrow)."""
         return (tenant, pool) in self._open
+
+    def limited(self, tenant: str) -> tuple[Resource, ...]:
+        """The resources that the tenant is limited in, and charged for."""
+        return self._limited.get(tenant, ())
 
     def nominal(self, tenant: str, pool: str) -> int:
         """The tenant's own nominal quota, in parts."""
@@ -196,7 +212,7 @@ class QuotaTree:
         division of integers.
         """
         path = self._paths[self._tenant[tenant]] if tenant in self._tenant else ()
-        if level + 1 >= len(path):
+        if level + 1 >= len(path) or not self.columns:
             return 0.0
         rise = {self._pool[pool]: parts for pool, parts in more.items() if pool in self._pool}
         for node in path[:level]:
@@ -359,6 +375,10 @@ class QuotaTree:
             delta = _rise_above(used, delta, kept[node][p])
             if not delta:
                 break
+
+
+def _rows(owner: CohortQuota | TenantQuota) -> tuple[PoolQuota | ResourceQuota, ...]:
+    return (*owner.quota, *owner.resources)
 
 
 def _rise_above(used: int, more: int, guaranteed: int) -> int:
