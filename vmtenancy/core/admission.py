@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 
 from vmtenancy.core.books import Books
 from vmtenancy.core.calendar import Calendar, Reserved
+from vmtenancy.core.choice import Choice
 from vmtenancy.core.explain import refusal
 from vmtenancy.core.explain.refusal import Refusal
 from vmtenancy.core.fleet.arrays import Fleet
+from vmtenancy.core.options import instead
 from vmtenancy.core.preemption import Nomination, Preemption
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Decision, Demand, Wait
@@ -39,8 +41,10 @@ def decide(
     Best effort, not strict FIFO: who waits blocks nobody behind, so small requests may pass a large one for
     as long as it does not fit. But for who may preempt, or fits once `ending` have ended, a place is kept from its
     turn on (`Reason.NOMINATED`). Nothing is charged that can not be placed, and nobody is stopped for what could
-    not be placed then. Demands of one `group` are admitted together or not at all. A pod is looked at after the
-    hold of its virtual cluster. Reasons are those at the end of the round, when all that fits has been admitted.
+    not be placed then. A demand with `alternatives` or a `minimum` gets what `core.choice` says: its `Admit` has a
+    demand that asks for just that. Demands of one `group` are admitted together or not at all. A pod is looked at
+    after the hold of its virtual cluster. Reasons are those at the end of the round, when all that fits has been
+    admitted.
 
     Raises VmtError for a key that is demanded twice, and (LEDGER) for holds that contradict each other (I1).
     """
@@ -50,6 +54,7 @@ def decide(
         books = Books(fleet, tree, live)
         preemption = Preemption(books, tree, live, ending)
         calendar = Calendar(books, live, ending, reserved)
+        choice = Choice(books, preemption, calendar)
         decided: dict[str, Decision] = {}
         nominated: dict[str, Nomination] = {}
 
@@ -63,22 +68,21 @@ def decide(
         queue = []
         for together in turns(demands, promised, books):
             queue.append(together)
-            later = calendar.refusal(together)
-            verdict = later or books.judge_all(together)
-            if not isinstance(verdict, Refusal):
-                admit(verdict)
-            elif later is None and (nomination := preemption.nominate(together)):
-                nominated[together[0].key] = nomination
+            chosen = choice.best(together)
+            if isinstance(chosen, Nomination):
+                preemption.keep(chosen)
+                nominated[together[0].key] = chosen
+            elif chosen is not None:
+                admit(chosen)
         ahead: Counter[str] = Counter()
         for together in queue:
             if together[0].key in decided:
                 continue
             nomination = nominated.get(together[0].key)
-            pools = books.pools_of(together)
             if nomination:
-                why: tuple[Admit, ...] | Refusal = _place_to_come(nomination, pools)
+                why: tuple[Admit, ...] | Refusal = _place_to_come(together, nomination, books)
             else:
-                why = calendar.refusal(together) or books.judge_all(together)
+                why = choice.verdict(together)
             if not isinstance(why, Refusal):
                 admit(why)  # admissions only take room away, but a group may fit better where less is free
                 continue
@@ -95,8 +99,12 @@ def decide(
     return [decided[demand.key] for together in queue for demand in together]
 
 
-def _place_to_come(nomination: Nomination, pools: Iterable[str]) -> Refusal:
-    return refusal.nominated(sorted(pools), [victim.demand.key for victim in nomination.victims])
+def _place_to_come(demands: Sequence[Demand], nomination: Nomination, books: Books) -> Refusal:
+    granted = [admit.demand for admit in nomination.admits]
+    pools = sorted(books.pools_of(granted))
+    return refusal.nominated(
+        pools, [victim.demand.key for victim in nomination.victims], instead(demands, granted)
+    )
 
 
 def _sentence(problem: Problem) -> str:

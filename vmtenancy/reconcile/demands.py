@@ -95,7 +95,6 @@ def _vm_demand(view: View, obj: Object, vm: GpuVM) -> Asked | Unclear:
             allowed_nodes = _nodes_tolerated(view, vm)
     except VmtError as error:
         return Unclear(obj, "CannotRender", str(error))
-    requests = tuple((gpu.class_, gpu.count) for gpu in vm.spec.gpus)
     cpu, memory = vm_needs(vm)
     reservation = of_machine(view, vm.metadata.namespace, vm.spec)
     hold = view.live_by_owner.get(uid_of(reservation)) if reservation else None
@@ -103,7 +102,7 @@ def _vm_demand(view: View, obj: Object, vm: GpuVM) -> Asked | Unclear:
         key=key_of(obj),
         tenant=tenant,
         runtime=Runtime.VM,
-        requests=requests,
+        requests=vm.spec.first_choice,
         priority=vm.spec.priority,
         created=created(obj),
         cpu=cpu,
@@ -113,6 +112,8 @@ def _vm_demand(view: View, obj: Object, vm: GpuVM) -> Asked | Unclear:
         avoided_nodes=frozenset(avoided_nodes(obj)),
         preemptible=vm.spec.preemptible,
         ends=ends_of(view, obj),
+        alternatives=vm.spec.alternatives,
+        minimum=vm.spec.minimum,
     )
     return Asked(obj, demand, hold.name if hold else "")
 

@@ -22,7 +22,7 @@ from vmtenancy.api.quantity import to_bytes, to_milli
 from vmtenancy.api.tenant import Tenant
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import DeviceFacts, Mode, NodeFacts, Offering, Pool
-from vmtenancy.core.quota.policy import BorrowWithinCohort, PreemptionPolicy, Preempts
+from vmtenancy.core.quota.policy import BorrowWithinCohort, Fungibility, PreemptionPolicy, Preempts
 from vmtenancy.core.quota.tree import CohortQuota, PoolQuota, QuotaTree, TenantQuota
 from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.pods import is_finished
@@ -103,7 +103,13 @@ def _tenant_quota(name: str, tenant: Tenant) -> TenantQuota:
         Preempts(preemption.reclaim_within_cohort),
         BorrowWithinCohort(borrowing.max_priority_threshold) if borrowing.policy != "Never" else None,
     )
-    return TenantQuota(name, tenant.spec.cohort, quota, policy, tenant.spec.fair_share.weight)
+    wished = tenant.spec.class_fungibility
+    fungibility = Fungibility(
+        try_next_to_borrow=wished.when_can_borrow == "TryNextClass",
+        try_next_to_preempt=wished.when_can_preempt == "TryNextClass",
+    )
+    weight = tenant.spec.fair_share.weight
+    return TenantQuota(name, tenant.spec.cohort, quota, policy, weight, fungibility)
 
 
 def quota_tree_of(view: View) -> QuotaTree:

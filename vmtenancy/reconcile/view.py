@@ -67,7 +67,7 @@ class Allocation:
 
     @property
     def wanted(self) -> dict[str, int]:
-        """Count by class, as the owner asked for it."""
+        """Count by class, as it was granted."""
         return {grant.class_: grant.count for grant in self.grants}
 
     @property

@@ -24,10 +24,18 @@ from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import DeviceFacts, Mode, NodeFacts, Offering, Pool, Runtime
 from vmtenancy.core.placement.best_fit import NoPlacement, Request, best_fit
 from vmtenancy.core.quota import tree
-from vmtenancy.core.quota.policy import BorrowWithinCohort, PreemptionPolicy, Preempts
+from vmtenancy.core.quota.policy import BorrowWithinCohort, Fungibility, PreemptionPolicy, Preempts
 from vmtenancy.core.requests import Admit, Decision, Demand, Wait
 from vmtenancy.errors import Code, Problem, VmtError
-from vmtenancy.testing.quota_case_format import Cohort, Preemption, Queue, QuotaCase, Workload, check_names
+from vmtenancy.testing.quota_case_format import (
+    Cohort,
+    Incoming,
+    Preemption,
+    Queue,
+    QuotaCase,
+    Workload,
+    check_names,
+)
 
 _NOT_OURS = "is of Kueue, and vmtenancy does not have it"
 _MODES = tuple(Mode)
@@ -112,9 +120,12 @@ def run(case: QuotaCase) -> list[Difference]:
     borrowed = {
         a.demand.key: {pool: gpus(parts) for pool, parts in a.borrowed.items()} for a in admits if a.borrowed
     }
+    asked = {workload.name: dict(workload.gpus) for workload in case.incoming}
+    got = {a.demand.key: dict(a.demand.requests) for a in admits}
     victims = sorted(victim for wait in waits for victim in wait.victims)
     compared: list[tuple[str, object, object]] = [
         ("admitted", sorted(expected.admitted), sorted(admit.demand.key for admit in admits)),
+        ("granted", dict(expected.granted), {k: units for k, units in got.items() if units != asked[k]}),
         ("borrowed", wanted, borrowed),
         ("victims", sorted(expected.victims), victims),
         ("reasons", dict(expected.reasons), {wait.demand.key: wait.reason.value for wait in waits}),
@@ -134,7 +145,15 @@ def quota_of(case: QuotaCase, policies: Iterable[PreemptionPolicy]) -> tree.Quot
     return tree.QuotaTree.build(
         [
             tree.TenantQuota(
-                queue.name, queue.cohort, tuple(map(_pool_quota, queue.quota)), policy, queue.weight
+                queue.name,
+                queue.cohort,
+                tuple(map(_pool_quota, queue.quota)),
+                policy,
+                queue.weight,
+                Fungibility(
+                    try_next_to_borrow=queue.flavor_fungibility.when_can_borrow == "TryNextFlavor",
+                    try_next_to_preempt=queue.flavor_fungibility.when_can_preempt == "TryNextFlavor",
+                ),
             )
             for queue, policy in zip(case.queues, policies, strict=True)
         ],
@@ -218,6 +237,8 @@ def _demand(workload: Workload) -> Demand:
         parent=workload.parent,
         maximum=tuple(workload.max.items()),
         group=workload.group or "",
+        alternatives=tuple(workload.alternatives.items()) if isinstance(workload, Incoming) else (),
+        minimum=tuple(workload.min.items()) if isinstance(workload, Incoming) else (),
     )
 
 

@@ -18,8 +18,8 @@ class Explanation:
     """A waiting demand (`wait.reason`, `wait.shortage` with pool, requested, free and holders) and what would
     help.
 
-    `smaller` is the request with the fewest units taken off one class that would be admitted now; None where
-    no smaller count helps.
+    `smaller` is the request with the fewest units taken off one class that would be admitted now, as it would be
+    granted; None where no smaller count helps.
     """
 
     wait: Wait
@@ -58,8 +58,9 @@ def explain(
     ahead = [decision.demand for decision in decisions[:place]]
     for smaller in _smaller(wait.demand, fleet.offerings):
         answers = decide(fleet, tree, holds, [*ahead, smaller], ending, promised, reserved)
-        if any(isinstance(answer, Admit) and answer.demand.key == key for answer in answers):
-            return Explanation(wait, smaller.requests)
+        for answer in answers:
+            if isinstance(answer, Admit) and answer.demand.key == key:
+                return Explanation(wait, answer.demand.requests)
     return Explanation(wait, None)
 
 
@@ -77,4 +78,5 @@ def _smaller(demand: Demand, offerings: Mapping[str, Offering]) -> Iterator[Dema
         requests = [(name, count - cut * (i == j)) for j, (name, count) in enumerate(demand.requests)]
         left = tuple((name, count) for name, count in requests if count)
         if left:
-            yield replace(demand, requests=left)
+            others = tuple((name, names) for name, names in demand.alternatives if name in dict(left))
+            yield replace(demand, requests=left, alternatives=others, minimum=())

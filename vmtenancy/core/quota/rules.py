@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vmtenancy.core.quota.policy import NOBODY, PreemptionPolicy
+from vmtenancy.core.quota.policy import DEFAULT_FUNGIBILITY, NOBODY, Fungibility, PreemptionPolicy
 from vmtenancy.errors import Code, Problem, VmtError
 
 
@@ -42,7 +42,7 @@ class PoolQuota:
 class TenantQuota:
     """A tenant: its cohort (None: it shares with nobody) and its quota by pool; no other pool is open to
     it. `preemption` is whom its requests may stop. Of what is borrowed it may have `weight` times as much as one of
-    weight 1, before it comes after that one.
+    weight 1, before it comes after that one. `fungibility` is which of several classes its requests get.
 
     Raises VmtError for a weight that is not above 0.
     """
@@ -52,6 +52,7 @@ class TenantQuota:
     quota: tuple[PoolQuota, ...] = ()
     preemption: PreemptionPolicy = NOBODY
     weight: int = 1
+    fungibility: Fungibility = DEFAULT_FUNGIBILITY
 
     def __post_init__(self) -> None:
         _refuse_weight(self.name, self.weight)
