@@ -113,7 +113,7 @@ BAD: list[tuple[Any, Code, str, str]] = [
     (changed("expected.reasons", {"w": "Because"}), Code.INVALID_FIELD, "expected.reasons.w", "QuotaExceeded"),
     (changed("expected.borrowed", {"w": {"h100": 1}}), Code.INVALID_FIELD, "expected.borrowed.w.h100", "string"),
     (changed("classes", ELEVENTH), Code.INVALID_FIELD, "classes[0].share", "share"),
-    (changed("incoming.0.alternatives", {"a100": ["v100"]}), Code.UNKNOWN_REFERENCE, "incoming[0].alternatives", "gpus"),
+    (changed("incoming.0.alternatives", {"a100": ["l4"]}), Code.UNKNOWN_REFERENCE, "incoming[0].alternatives", "gpus"),
     (changed("incoming.0.alternatives", {"h100": ["h100"]}), Code.INVALID_FIELD, "incoming[0].alternatives", "once"),
     (changed("incoming.0.min", {"a100": 1}), Code.UNKNOWN_REFERENCE, "incoming[0].min", "gpus"),
     (changed("incoming.0.min", {"h100": 2}), Code.INVALID_FIELD, "incoming[0].min.h100", "less"),

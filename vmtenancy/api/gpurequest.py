@@ -84,9 +84,7 @@ ALTERNATIVES_RULES: Final = (
 
 
 class GrantedGpus(ApiModel):
-    """Units of one class that it has."""
+    """Units of one class as they are granted: of the one asked for, or of an alternative."""
 
-    class_: ObjectName = Field(
-        alias="class", description="The GpuClass: the one asked for, or an alternative."
-    )
+    class_: ObjectName = Field(alias="class", description="The GpuClass.")
     count: _UnitCount = Field(description="How many units of it: as many as asked for, or fewer.")

@@ -7,18 +7,20 @@ last what stops work of the tenant's own; of two that are equal in this, what bo
 then the first. So does Kueue's documentation; its code takes the way at which the policy ended the search, even where
 one before it has room by borrowing and this one stops others.
 
-Only where the full count gets no place in any way, as many units are asked for as get one.
+Only where the full count gets no place in any way, as many units are asked for as get one. What others were stopped for
+is taken as it was promised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from vmtenancy.core.books import Books
 from vmtenancy.core.calendar import Calendar
 from vmtenancy.core.explain import refusal
 from vmtenancy.core.explain.refusal import Reason, Refusal
-from vmtenancy.core.options import has_options, instead, most_lacking, units_text, ways
+from vmtenancy.core.options import Units, has_options, instead, most_lacking, units_text, ways
 from vmtenancy.core.preemption import Nomination, Preemption
 from vmtenancy.core.quota.policy import Fungibility
 from vmtenancy.core.requests import Admit, Demand
@@ -33,8 +35,15 @@ _OWN_END, _LENT_COMES_BACK, _OTHERS_END, _FITS = range(4)
 class Choice:
     """One round's choices, by its books. Nothing is changed."""
 
-    def __init__(self, books: Books, preemption: Preemption, calendar: Calendar) -> None:
+    def __init__(
+        self,
+        books: Books,
+        preemption: Preemption,
+        calendar: Calendar,
+        promises: Mapping[str, Units],
+    ) -> None:
         self._books, self._preemption, self._calendar = books, preemption, calendar
+        self._promises = promises
 
     def best(self, demands: _Demands) -> Found | None:
         """What demands that are decided together are admitted or nominated with; None where they get no place."""
@@ -43,6 +52,9 @@ class Choice:
             if not isinstance(answer, Refusal):
                 return answer
             return None if answer.reason is Reason.RESERVED else self._preemption.find(demands)
+        for way in self._as_promised(demands):
+            if found := self._fit(way) or self._room(way):
+                return found
         return _search(demands, self._books.fungibility(demands[0].tenant), self._fit, self._room)
 
     def verdict(self, demands: _Demands) -> tuple[Admit, ...] | Refusal:
@@ -61,6 +73,15 @@ class Choice:
         most = most_lacking(demands)
         fewest = next(ways(demands, most)) if most else ()
         return refusal.none_of(others[0][1], others[1:], "; ".join(units_text(d.requests) for d in fewest))
+
+    def _as_promised(self, demands: _Demands) -> Iterable[_Demands]:
+        """The way that gives what others were stopped for, if there is one."""
+        promised = {d.key: self._promises[d.key] for d in demands if d.key in self._promises}
+        if not promised:
+            return ()
+        every = (way for lacking in range(most_lacking(demands) + 1) for way in ways(demands, lacking))
+        exact = (way for way in every if all(promised.get(d.key, d.requests) == d.requests for d in way))
+        return itertools.islice(exact, 1)
 
     def _judge(self, demands: _Demands) -> tuple[Admit, ...] | Refusal:
         return self._calendar.refusal(demands) or self._books.judge_all(demands)

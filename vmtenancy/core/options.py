@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from vmtenancy.core.requests import Demand
 
-Requests = tuple[tuple[str, int], ...]
+Units = tuple[tuple[str, int], ...]
 
 
 def has_options(demands: Sequence[Demand]) -> bool:
@@ -55,7 +55,7 @@ def _choices(demand: Demand, lacking: int, total: int) -> Iterator[Demand]:
         yield replace(demand, requests=requests, alternatives=(), minimum=())
 
 
-def units_text(requests: Requests) -> str:
+def units_text(requests: Units) -> str:
     """Units by class for people: `2 x whole, 1 x half`."""
     return ", ".join(f"{count} x {name}" for name, count in requests)
 

@@ -100,7 +100,8 @@ class Admit:
 @dataclass(frozen=True, slots=True)
 class Wait:
     """The demand waits. `position` counts from 1 among the demands that wait for its pools; 0: in no
-    queue. `victims` are the keys of live grants that have to be stopped for it now.
+    queue. `victims` are the keys of live grants that have to be stopped for it now. `nominated` are the units by class
+    that it gets once others have ended, where its demand leaves a choice.
     """
 
     demand: Demand
@@ -110,6 +111,7 @@ class Wait:
     position: int
     shortage: Shortage | None = None
     victims: tuple[str, ...] = ()
+    nominated: tuple[tuple[str, int], ...] = ()
 
 
 Decision = Admit | Wait

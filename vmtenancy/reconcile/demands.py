@@ -12,6 +12,7 @@ from vmtenancy.api.tenant import Tenant
 from vmtenancy.api.virtualcluster import VirtualCluster
 from vmtenancy.core.calendar import Reserved
 from vmtenancy.core.fleet.model import DeviceGrant, Mode, Placement, Runtime
+from vmtenancy.core.options import Units
 from vmtenancy.core.requests import Admit, Demand
 from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.gate import root_owner
@@ -233,12 +234,14 @@ def _nodes_tolerated(view: View, vm: GpuVM) -> frozenset[str] | None:
 class Standing:
     """What stands already, as the engine takes it: the keys of grants that are `ending`, and `promised` demands.
 
-    Those of reservations that have begun are promised too; `reserved` are windows to come.
+    Those of reservations that have begun are promised too; `reserved` are windows to come. `promises` are what those
+    that leave a choice are promised.
     """
 
     ending: frozenset[str]
     promised: frozenset[str]
     reserved: Sequence[Reserved]
+    promises: Mapping[str, Units]
 
 
 def standing(view: View, released: frozenset[str]) -> Standing:
@@ -252,6 +255,7 @@ def standing(view: View, released: frozenset[str]) -> Standing:
         ),
         frozenset([*begun, *(grant.preemptor for grant in view.live if grant.preemptor)]),
         reserved(view),
+        {key: units for grant in view.live for key, units in grant.promised.items()},
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from vmtenancy.core.admission import decide
 from vmtenancy.core.calendar import Reserved
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import Offering
+from vmtenancy.core.options import Units
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Demand, Wait
 
@@ -41,6 +43,7 @@ def explain(
     ending: frozenset[str] = frozenset(),
     promised: frozenset[str] = frozenset(),
     reserved: Sequence[Reserved] = (),
+    promises: Mapping[str, Units] = MappingProxyType({}),
 ) -> Explanation | None:
     """Explain the demand `key` among all that wait; None if it would be admitted. The rest is as in `decide`.
 
@@ -48,7 +51,7 @@ def explain(
     Raises KeyError where nothing of that key is demanded.
     """
     holds = tuple(holds)
-    decisions = decide(fleet, tree, holds, demands, ending, promised, reserved)
+    decisions = decide(fleet, tree, holds, demands, ending, promised, reserved, promises)
     place = next((i for i, decision in enumerate(decisions) if decision.demand.key == key), None)
     if place is None:
         raise KeyError(key)
@@ -57,7 +60,7 @@ def explain(
         return None
     ahead = [decision.demand for decision in decisions[:place]]
     for smaller in _smaller(wait.demand, fleet.offerings):
-        answers = decide(fleet, tree, holds, [*ahead, smaller], ending, promised, reserved)
+        answers = decide(fleet, tree, holds, [*ahead, smaller], ending, promised, reserved, promises)
         for answer in answers:
             if isinstance(answer, Admit) and answer.demand.key == key:
                 return Explanation(wait, answer.demand.requests)
