@@ -1,5 +1,6 @@
 """The CRDs are what the models say, and the API server takes them."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -109,3 +110,25 @@ def test_the_api_server_serves_every_kind(crds):
         assert resource["namespaced"] == model.namespaced
         status = f"{model.plural}/status" in {resource["name"] for resource in served}
         assert status == model.has_status
+
+
+@pytest.mark.cluster
+def test_columns_show_what_was_granted_beside_what_is_asked_for(crds, admin):
+    url = "/apis/vmtenancy.io/v1alpha1/namespaces/default/gpuvms"
+    gpus = [{"class": "h100", "count": 4, "alternatives": ["a100"], "minCount": 1}, {"class": "l40s"}]
+    made = admin(
+        "POST",
+        url,
+        {
+            "apiVersion": "vmtenancy.io/v1alpha1",
+            "kind": "GpuVM",
+            "metadata": {"name": "columns"},
+            "spec": {"gpus": gpus, "cpu": {"cores": 1}, "memory": "1Gi"},
+        },
+    ).body
+    granted = [{"class": "a100", "count": 3}, {"class": "l40s", "count": 1}]
+    status = {"phase": "Running", "allocation": {"name": "g", "node": "node-1", "gpus": granted}}
+    assert admin("PUT", f"{url}/columns/status", made | {"status": status}).code == 200
+    header, row = (re.split(r"\s{2,}", line) for line in crds.kubectl("get", "gpuvm", "columns").splitlines())
+    assert header == ["NAME", "CLASS", "COUNT", "PHASE", "NODE", "GRANTED", "UNITS", "AGE"]
+    assert row[:-1] == ["columns", "h100", "4", "Running", "node-1", "a100", "3"]

@@ -70,7 +70,7 @@ def test_every_problem_is_reported_at_once():
     }
     assert found["spec.memory"].found == '"-1Gi"'
     assert "greater than 0" in found["spec.memory"].expected
-    assert found["spec.gpus[1].clas"].expected == "one of class, count"
+    assert found["spec.gpus[1].clas"].expected == "one of class, count, alternatives, minCount"
 
 
 @pytest.mark.parametrize(("value", "shown"), [("4", '"4"'), (True, "true"), (2.5, "2.5"), ([4], "[4]")])

@@ -36,10 +36,21 @@ def test_nobody_is_stopped_in_vain() -> None:
         waiting = {wait.demand.key for wait in waits if wait.reason.value == "Nominated"}
         gone = {victim for wait in waits for victim in wait.victims}
         admits = [incoming for incoming in case.incoming if incoming.name in case.expected.admitted]
+        runs = [
+            {"gpus": case.expected.granted[w.name]} if w.name in case.expected.granted else {} for w in admits
+        ]
         after = case.to_dict() | {
             "running": [
                 *(w.to_dict() for w in case.running if not w.ending and w.name not in gone),
-                *({key: v for key, v in w.to_dict().items() if key != "promised"} for w in admits),
+                *(
+                    {
+                        key: v
+                        for key, v in w.to_dict().items()
+                        if key not in ("promised", "alternatives", "min")
+                    }
+                    | gets
+                    for w, gets in zip(admits, runs, strict=True)
+                ),
             ],
             "incoming": [
                 w.to_dict() | {"promised": w.name in waiting} for w in case.incoming if w not in admits
@@ -75,6 +86,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 
 ANY_WITHIN = {"withinClusterQueue": "Any"}
+TRY_ANY = {"whenCanBorrow": "Any"}
+FUNGIBLE = "queues[0].flavorFungibility"
 POLICY = "queues[0].preemption"
 ELEVENTH = [{"name": "c", "pool": "h100", "share": "1/11"}]
 TWICE = [{"name": "w", "queue": "a", "gpus": {"h100": 1}}]
@@ -100,6 +113,12 @@ BAD: list[tuple[Any, Code, str, str]] = [
     (changed("expected.reasons", {"w": "Because"}), Code.INVALID_FIELD, "expected.reasons.w", "QuotaExceeded"),
     (changed("expected.borrowed", {"w": {"h100": 1}}), Code.INVALID_FIELD, "expected.borrowed.w.h100", "string"),
     (changed("classes", ELEVENTH), Code.INVALID_FIELD, "classes[0].share", "share"),
+    (changed("incoming.0.alternatives", {"a100": ["l4"]}), Code.UNKNOWN_REFERENCE, "incoming[0].alternatives", "gpus"),
+    (changed("incoming.0.alternatives", {"h100": ["h100"]}), Code.INVALID_FIELD, "incoming[0].alternatives", "once"),
+    (changed("incoming.0.min", {"a100": 1}), Code.UNKNOWN_REFERENCE, "incoming[0].min", "gpus"),
+    (changed("incoming.0.min", {"h100": 2}), Code.INVALID_FIELD, "incoming[0].min.h100", "less"),
+    (changed("queues.0.flavorFungibility", TRY_ANY), Code.INVALID_FIELD, f"{FUNGIBLE}.whenCanBorrow", "TryNextFlavor"),
+    (changed("expected.granted", {"x": {"h100": 1}}), Code.UNKNOWN_REFERENCE, "expected.granted", "w"),
     (changed("incoming.0.max", {"h100": 1}), Code.INVALID_FIELD, "incoming[0].max", "VirtualCluster"),
     (changed("incoming.0.parent", "lab"), Code.INVALID_FIELD, "incoming[0].parent", "Pod"),
     ("text", Code.INVALID_FIELD, "", "dictionary"),

@@ -23,6 +23,8 @@ from vmtenancy.testing.story import PASSTHROUGH
 
 MORE = gpu_node("more", mode="vm-passthrough", gpus=4, resources={PASSTHROUGH: 4})
 
+PREEMPT = {"whenCanPreempt": "Preempt"}
+
 
 def applying(*objects: dict[str, object]) -> Act:
     return lambda lab: lab.apply(*objects)
@@ -191,6 +193,17 @@ SCENARIOS: dict[str, Sequence[Act]] = {
         applying(virtual_cluster(guaranteed=1, most=4)),
         running_inside(gpu_pod("p", 2), gpu_pod("q")),
         applying(gpu_pod("mine", 2, namespace="vision")),
+    ],
+    "fewer of another class, for which another one stops": [
+        applying(
+            tenant("vision", 4, 0, preemption={"withinTenant": "LowerPriority"}, classFungibility=PREEMPT),
+            gpu_vm("a", 3),
+        ),
+        applying(
+            gpu_vm("b", gpus=[{"class": "whole", "count": 2, "alternatives": ["quarter"], "minCount": 1}])
+        ),
+        applying(gpu_vm("c", gpus=[{"class": "whole", "count": 4, "minCount": 2}], priority=5)),
+        deleting("GpuVM", "vision", "c"),
     ],
     "a group, complete only with its last member": [
         applying(group("g", 2), gpu_vm("a", 2, group="g")),

@@ -18,7 +18,8 @@ from vmtenancy.api.common import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN, Items
 from vmtenancy.api.gpuclass import Delivery, GpuClassSpec
 from vmtenancy.api.gpunode import GpuNodeSpec
 from vmtenancy.api.gpupool import PoolSelector
-from vmtenancy.api.gpuvm import GpuRequest, GpuVMSpec, TemplateRef
+from vmtenancy.api.gpurequest import GpuRequest
+from vmtenancy.api.gpuvm import GpuVMSpec, TemplateRef
 from vmtenancy.api.lease import Lease, TenantLeases
 from vmtenancy.api.overlay import Overlay
 from vmtenancy.api.quantity import Amount, Quantity
@@ -46,6 +47,7 @@ REFERENCES: Final[Mapping[tuple[type[BaseModel], str], st.SearchStrategy[Json]]]
     ).map(sorted),
     (ClassLimit, "name"): _CLASSES,
     (GpuRequest, "class_"): _CLASSES,
+    (GpuRequest, "alternatives"): st.lists(_CLASSES, max_size=2, unique=True),
     (ElasticGpus, "class_"): _CLASSES,
     (Delivery, "resource"): st.sampled_from(["nvidia.com/gpu", PASSTHROUGH, VGPU, "nvidia.com/other"]),
     (PoolSelector, "products"): st.lists(

@@ -289,6 +289,19 @@ def test_public_keys_of_secrets() -> None:
             kubevirt.public_keys([secret(a=bad)])
 
 
+def test_a_template_sees_how_many_gpus_were_granted_and_else_how_many_are_asked_for() -> None:
+    text = "description: d\nspec: |\n  template: {spec: {hostname: has-{{ vm.gpus }}}}\n"
+    inputs = VmInputs("vision", parse_catalog({"own.yaml": text}))
+    gpus = [{"class": "h100", "count": 4, "minCount": 1, "alternatives": ["a100"]}]
+    vm = gpuvm(template={"name": "own"}, gpus=gpus)
+    fewer = grant("nvidia.com/A100", 3, **{"class": "a100", "pool": "a100"})
+    assert vmi_of(machine(vm, fewer, inputs=inputs))["hostname"] == "has-3"
+    assert [
+        gpu["deviceName"] for gpu in vmi_of(machine(vm, fewer, inputs=inputs))["domain"]["devices"]["gpus"]
+    ] == ["nvidia.com/A100"] * 3
+    assert vmi_of(kubevirt.objects(vm, (), inputs)[-1])["hostname"] == "has-4"
+
+
 def test_a_template_that_sets_what_is_owned_is_refused() -> None:
     text = "description: d\nspec: |\n  running: true\n  template: {spec: {nodeSelector: {a: b}}, kind: x}\n"
     with pytest.raises(VmtError) as caught:

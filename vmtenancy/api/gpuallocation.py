@@ -25,6 +25,7 @@ from vmtenancy.api.common import (
     Uid,
 )
 from vmtenancy.api.gpunode import NodeMode
+from vmtenancy.api.gpurequest import GrantedGpus
 from vmtenancy.api.quantity import Quantity
 
 
@@ -91,6 +92,12 @@ class GpuAllocationSpec(ApiModel):
     )
 
 
+class Promised(GrantedGpus):
+    """What a request gets for which this grant is taken back."""
+
+    request: FreeText = Field(description="The request, by kind, namespace and name.")
+
+
 class Revoked(ApiModel):
     """Why a grant is taken back before its owner gave it up."""
 
@@ -104,6 +111,10 @@ class Revoked(ApiModel):
     )
     preemptor: FreeText | None = Field(
         default=None, description="The request that it makes room for, by kind, namespace and name."
+    )
+    promised: Annotated[tuple[Promised, ...], Items(most=2048, keys=("request", "class"))] = Field(
+        default=(),
+        description="What that one, and the others of its group, get where they would do with more than one thing.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
@@ -22,6 +23,7 @@ from vmtenancy.api.common import (
     Text,
     by_alias,
 )
+from vmtenancy.api.gpurequest import ALTERNATIVES_RULES, GpuRequest, GrantedGpus
 from vmtenancy.api.lease import Lease, LeaseStatus
 from vmtenancy.api.overlay import Overlay, OwnedPath
 from vmtenancy.api.quantity import Quantity
@@ -60,13 +62,6 @@ class TemplateRef(ApiModel):
     parameters: dict[str, _ParameterValue] = Field(
         default_factory=dict, max_length=64, description="Values of the template's parameters."
     )
-
-
-class GpuRequest(ApiModel):
-    """GPUs of one class."""
-
-    class_: ObjectName = Field(alias="class", description="The GpuClass.")
-    count: Annotated[int, Field(ge=1, le=16)] = Field(default=1, description="How many units of it.")
 
 
 class Cpu(ApiModel):
@@ -185,7 +180,7 @@ class GpuVMSpec(ApiModel):
 
     template: TemplateRef = Field(default=TemplateRef(), description="The VM template it is made from.")
     gpus: Annotated[tuple[GpuRequest, ...], Items(most=8, least=1, keys=("class",))] = Field(
-        description="Its GPUs, per class."
+        description="Its GPUs, per class. No class is named twice, alternatives included."
     )
     cpu: Cpu = Field(description="Its processor.")
     memory: Quantity = Field(description="Its memory.")
@@ -229,6 +224,7 @@ class GpuVMSpec(ApiModel):
         description="Overlay over the spec of the KubeVirt VirtualMachine, except for what vmtenancy sets.",
     )
     rules: ClassVar = (
+        *ALTERNATIVES_RULES,
         Rule(
             cel="!has(self.preemptible) || self.preemptible || !has(self.group)",
             holds=lambda self: self.preemptible or self.group is None,
@@ -272,6 +268,30 @@ class GpuVMSpec(ApiModel):
         ),
     )
 
+    @property
+    def first_choice(self) -> tuple[tuple[str, int], ...]:
+        """Units by class that it asks for before any alternative and any fewer."""
+        return tuple((gpu.class_, gpu.count) for gpu in self.gpus)
+
+    @property
+    def alternatives(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Other classes that would do, by the class that is asked for first."""
+        return tuple((gpu.class_, gpu.alternatives) for gpu in self.gpus if gpu.alternatives)
+
+    @property
+    def minimum(self) -> tuple[tuple[str, int], ...]:
+        """The fewest units that will do, by class, where they are fewer than asked for."""
+        return tuple((gpu.class_, gpu.fewest) for gpu in self.gpus if gpu.fewest < gpu.count)
+
+    def accepts(self, granted: Mapping[str, int]) -> bool:
+        """Whether units by class are what it asks for: of each entry one class that would do, and enough of it."""
+        left = dict(granted)
+        for gpu in self.gpus:
+            given = [left.pop(name) for name in gpu.classes if name in left]
+            if len(given) != 1 or not gpu.fewest <= given[0] <= gpu.count:
+                return False
+        return not left
+
 
 #: As many nodes as are remembered: the newest.
 MOST_AVOIDED: Final = 8
@@ -283,6 +303,9 @@ class AllocationStatus(ApiModel):
     name: DnsSubdomain = Field(description="The GpuAllocation.")
     node: Annotated[str, Field(max_length=253)] = Field(description="The node.")
     devices: Annotated[tuple[DeviceId, ...], Items(most=128)] = Field(default=(), description="The devices.")
+    gpus: Annotated[tuple[GrantedGpus, ...], Items(most=8, keys=("class",))] = Field(
+        default=(), description="The units granted, per class."
+    )
 
 
 class GpuVMStatus(Status):
@@ -316,6 +339,8 @@ class GpuVM(Kind):
         PrinterColumn(name="Count", json_path=".spec.gpus[0].count", type="integer"),
         PrinterColumn(name="Phase", json_path=".status.phase"),
         PrinterColumn(name="Node", json_path=".status.allocation.node"),
+        PrinterColumn(name="Granted", json_path=".status.allocation.gpus[0].class"),
+        PrinterColumn(name="Units", json_path=".status.allocation.gpus[0].count", type="integer"),
         AGE,
         PrinterColumn(name="Expires", json_path=".status.lease.expiresAt", priority=1),
         PrinterColumn(name="Message", json_path=".status.message", priority=1),

@@ -118,6 +118,23 @@ class Preemption(ApiModel):
     )
 
 
+class ClassFungibility(ApiModel):
+    """When the next class is tried for a GpuVM that names alternatives, as by Kueue's flavorFungibility.
+
+    A class that has room without borrowing and without stopping others is always taken at once. Of all classes that
+    were tried, one that has room is taken before one for which others are stopped.
+    """
+
+    when_can_borrow: Literal["Borrow", "TryNextClass"] = Field(
+        default="Borrow",
+        description="Of a class that has room if it borrows: take it, or try the next first.",
+    )
+    when_can_preempt: Literal["Preempt", "TryNextClass"] = Field(
+        default="TryNextClass",
+        description="Of a class that has room once others have ended: wait for it, or try the next first.",
+    )
+
+
 class TenantSpec(ApiModel):
     """Namespaces and quota."""
 
@@ -136,6 +153,10 @@ class TenantSpec(ApiModel):
     )
     preemption: Preemption = Field(
         default=Preemption(), description="What may be stopped to make room for its requests."
+    )
+    class_fungibility: ClassFungibility = Field(
+        default=ClassFungibility(),
+        description="Which of several classes its GpuVMs get that name alternatives.",
     )
     leases: TenantLeases = Field(
         default=TenantLeases(), description="For how long its GpuVMs and VirtualClusters have their GPUs."

@@ -80,7 +80,9 @@ def answer_for(view: View, obj: Object) -> Answer:
     if key not in requests.asked:
         return Answer(f"{key} asks for nothing now")
     demands = [asked.demand for asked in requests.asked.values()]
-    why = explain_demand(fleet, tree, holds, demands, key, now.ending, now.promised, now.reserved)
+    why = explain_demand(
+        fleet, tree, holds, demands, key, now.ending, now.promised, now.reserved, now.promises
+    )
     if why is None:
         return Answer(f"{key} can be admitted now: the controller has not got to it yet, or is not running")
     details = [f"number {why.wait.position} in the queue for its pools"] if why.wait.position else []

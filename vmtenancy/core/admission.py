@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from vmtenancy.core.books import Books
 from vmtenancy.core.calendar import Calendar, Reserved
+from vmtenancy.core.choice import Choice
 from vmtenancy.core.explain import refusal
 from vmtenancy.core.explain.refusal import Refusal
 from vmtenancy.core.fleet.arrays import Fleet
+from vmtenancy.core.options import Units, has_options, instead
 from vmtenancy.core.preemption import Nomination, Preemption
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Decision, Demand, Wait
@@ -25,6 +28,7 @@ def decide(
     ending: frozenset[str] = frozenset(),
     promised: frozenset[str] = frozenset(),
     reserved: Sequence[Reserved] = (),
+    promises: Mapping[str, Units] = MappingProxyType({}),
 ) -> list[Decision]:
     """Decide every demand; the result is in queue order: `promised` ones, priority (higher first), fair share, age.
 
@@ -34,13 +38,17 @@ def decide(
     decided; `promised` the demands for which some of them were stopped: else what was freed for one could go to
     another that is before it in the queue, and the two would stop others in turn. `fleet` carries supply and
     foreign pods, `tree` the rules; both come back unchanged. `reserved` are windows to come: what would still be
-    there when one begins, and be in its way, waits (`Reason.RESERVED`).
+    there when one begins, and be in its way, waits (`Reason.RESERVED`). `promises` are, by key, the units by class
+    for which others were stopped (`Wait.nominated`), of demands that leave a choice: they get these, and no more, as
+    long as they can. With more, one could borrow what nobody was stopped for, be stopped for that, and so on for ever.
 
     Best effort, not strict FIFO: who waits blocks nobody behind, so small requests may pass a large one for
     as long as it does not fit. But for who may preempt, or fits once `ending` have ended, a place is kept from its
     turn on (`Reason.NOMINATED`). Nothing is charged that can not be placed, and nobody is stopped for what could
-    not be placed then. Demands of one `group` are admitted together or not at all. A pod is looked at after the
-    hold of its virtual cluster. Reasons are those at the end of the round, when all that fits has been admitted.
+    not be placed then. A demand with `alternatives` or a `minimum` gets what `core.choice` says: its `Admit` has a
+    demand that asks for just that. Demands of one `group` are admitted together or not at all. A pod is looked at
+    after the hold of its virtual cluster. Reasons are those at the end of the round, when all that fits has been
+    admitted.
 
     Raises VmtError for a key that is demanded twice, and (LEDGER) for holds that contradict each other (I1).
     """
@@ -50,6 +58,7 @@ def decide(
         books = Books(fleet, tree, live)
         preemption = Preemption(books, tree, live, ending)
         calendar = Calendar(books, live, ending, reserved)
+        choice = Choice(books, preemption, calendar, promises)
         decided: dict[str, Decision] = {}
         nominated: dict[str, Nomination] = {}
 
@@ -63,40 +72,49 @@ def decide(
         queue = []
         for together in turns(demands, promised, books):
             queue.append(together)
-            later = calendar.refusal(together)
-            verdict = later or books.judge_all(together)
-            if not isinstance(verdict, Refusal):
-                admit(verdict)
-            elif later is None and (nomination := preemption.nominate(together)):
-                nominated[together[0].key] = nomination
+            chosen = choice.best(together)
+            if isinstance(chosen, Nomination):
+                preemption.keep(chosen)
+                nominated[together[0].key] = chosen
+            elif chosen is not None:
+                admit(chosen)
         ahead: Counter[str] = Counter()
         for together in queue:
             if together[0].key in decided:
                 continue
             nomination = nominated.get(together[0].key)
-            pools = books.pools_of(together)
             if nomination:
-                why: tuple[Admit, ...] | Refusal = _place_to_come(nomination, pools)
+                why: tuple[Admit, ...] | Refusal = _place_to_come(together, nomination, books)
             else:
-                why = calendar.refusal(together) or books.judge_all(together)
+                why = choice.verdict(together)
             if not isinstance(why, Refusal):
                 admit(why)  # admissions only take room away, but a group may fit better where less is free
                 continue
             problem, shortage = why.told
             victims = tuple(victim.demand.key for victim in nomination.victims) if nomination else ()
+            to_come = (
+                {admit.demand.key: admit.demand.requests for admit in nomination.admits} if nomination else {}
+            )
             for demand in together:
                 ahead.update(why.pools)
                 position = max((ahead[pool] for pool in why.pools), default=0)
                 told = _sentence(problem)
                 if len(together) > 1:
                     told = f"the group {demand.group} waits as a whole: {told}"
-                decided[demand.key] = Wait(demand, why.reason, told, problem, position, shortage, victims)
+                gets = to_come.get(demand.key, ()) if has_options([demand]) else ()
+                decided[demand.key] = Wait(
+                    demand, why.reason, told, problem, position, shortage, victims, gets
+                )
                 victims = ()  # they are stopped once
     return [decided[demand.key] for together in queue for demand in together]
 
 
-def _place_to_come(nomination: Nomination, pools: Iterable[str]) -> Refusal:
-    return refusal.nominated(sorted(pools), [victim.demand.key for victim in nomination.victims])
+def _place_to_come(demands: Sequence[Demand], nomination: Nomination, books: Books) -> Refusal:
+    granted = [admit.demand for admit in nomination.admits]
+    pools = sorted(books.pools_of(granted))
+    return refusal.nominated(
+        pools, [victim.demand.key for victim in nomination.victims], instead(demands, granted)
+    )
 
 
 def _sentence(problem: Problem) -> str:

@@ -13,6 +13,7 @@ from vmtenancy.core.explain.refusal import Refusal
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import Placement, Runtime
 from vmtenancy.core.placement.best_fit import NoPlacement, Request, best_fit, deliverable
+from vmtenancy.core.quota.policy import Fungibility
 from vmtenancy.core.quota.resources import Resource
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Demand
@@ -168,6 +169,10 @@ class Books:
         """As `QuotaTree.path`."""
         return self._tree.path(tenant)
 
+    def fungibility(self, tenant: str) -> Fungibility:
+        """As `QuotaTree.fungibility`."""
+        return self._tree.fungibility(tenant)
+
     def share(self, tenant: str, more: Mapping[str, int], level: int) -> float:
         """As `QuotaTree.share`."""
         return self._tree.share(tenant, more, level)
@@ -239,8 +244,11 @@ class Books:
                 if elastic > max(0, fleet.supply(pool, Runtime.POD)[0] - self._kept[pool]):
                     return refusal.no_supply(fleet, tree, pool, elastic, self._kept[pool])
         charged = net | self._resources(demand)
-        borrowed = {column: self._borrowed(tenant, column, amount) for column, amount in charged.items()}
-        return Admit(demand, placement, _nonzero(charged), _nonzero(borrowed))
+        borrowed = _nonzero(
+            {column: self._borrowed(tenant, column, amount) for column, amount in charged.items()}
+        )
+        reach = max((tree.reach(tenant, column, charged[column]) for column in borrowed), default=0)
+        return Admit(demand, placement, _nonzero(charged), borrowed, reach)
 
     def quota_refusal(self, demand: Demand) -> Refusal | None:
         """Why quota alone does not let the demand be admitted; None where it does. Its classes are known."""

@@ -90,25 +90,25 @@ class Preemption:
             for admit in admits:
                 self._after.enter(admit)
 
-    def nominate(self, demands: Sequence[Demand]) -> Nomination | None:
-        """Places for demands that do not fit now, or None. What they will use is kept free from now on."""
+    def find(self, demands: Sequence[Demand]) -> Nomination | None:
+        """Places for demands that do not fit now, or None. Nothing is changed."""
         may_preempt = self._tree.policy(demands[0].tenant).may_preempt
         if self._after is None and not (may_preempt or self._ending):
             return None
         after = self._afterwards()
         answer = after.judge_all(demands)
         if not isinstance(answer, Refusal):
-            nomination = Nomination(answer, ())
-        elif may_preempt and answer.pools and (found := self._found(demands)):
-            nomination = found
-        else:
-            return None
+            return Nomination(answer, ())
+        return self._found(demands) if may_preempt and answer.pools else None
+
+    def keep(self, nomination: Nomination) -> None:
+        """Have it so: what the demands will use is kept free from now on."""
+        after = self._afterwards()
         for victim in nomination.victims:
             after.leave(self._staying.pop(victim.demand.key))
         for admit in nomination.admits:
             after.enter(admit)
             self._books.keep(admit)
-        return nomination
 
     def _afterwards(self) -> Books:
         """The books as they will be: those that end are gone, those nominated have their places."""

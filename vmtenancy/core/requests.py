@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from vmtenancy.core.explain.refusal import Reason
@@ -25,9 +25,11 @@ class Demand:
     that is not, and what its virtual clusters are guaranteed, it stays within the tenant's nominal quota. `ends` is
     when it ends by itself (seconds), None: nobody knows. A HOLD of `quota_alone` keeps quota, and no devices; what any
     runtime uses may draw on it. `storage` (bytes) is what its volumes take that are not there yet: those that are, also
-    of what does not run, are `volumes`.
+    of what does not run, are `volumes`. `alternatives` are, by class of `requests`, other classes that would do as
+    well, in the order in which they are tried; `minimum`, by class of `requests`, the fewest units that will do.
 
-    Raises VmtError for a class that is named twice or a count that is too small.
+    Raises VmtError for a class that is named twice, alternatives included, a count that is too small, and alternatives
+    or a minimum of what is not requested.
     """
 
     key: str
@@ -47,6 +49,8 @@ class Demand:
     ends: float | None = None
     quota_alone: bool = False
     storage: int = 0
+    alternatives: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    minimum: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         least = 0 if self.runtime is Runtime.HOLD else 1
@@ -60,6 +64,8 @@ class Demand:
         if len({name for name, _ in self.requests}) < len(self.requests) or len(self.requests) < least:
             found = ", ".join(name for name, _ in self.requests) or "none"
             problems.append(Problem(Code.INVALID_FIELD, "spec.gpus", "must name classes, each once", found))
+        if self.alternatives or self.minimum:
+            problems += self._problems_of_options(least)
         if problems:
             raise VmtError.of(problems)
 
@@ -73,6 +79,20 @@ class Demand:
             case Resource.STORAGE:
                 return self.storage
 
+    def _problems_of_options(self, least: int) -> Iterator[Problem]:
+        counts = dict(self.requests)
+        others = [name for _, names in self.alternatives for name in names]
+        asked = [*(name for name, _ in self.alternatives), *(name for name, _ in self.minimum)]
+        if unasked := ", ".join(name for name in asked if name not in counts):
+            yield Problem(Code.INVALID_FIELD, "spec.gpus", "does not request the class", unasked)
+        if len({*counts, *others}) < len(counts) + len(others):
+            message = "must name classes, each once"
+            yield Problem(Code.INVALID_FIELD, "spec.gpus.alternatives", message, ", ".join(others))
+        for name, fewest in self.minimum:
+            if not least <= fewest <= counts.get(name, fewest):
+                expected = f"{least} to {counts.get(name, fewest)}"
+                yield Problem(Code.INVALID_FIELD, "spec.gpus.minCount", "is no part", str(fewest), expected)
+
 
 @dataclass(frozen=True, slots=True)
 class Admit:
@@ -80,13 +100,15 @@ class Admit:
 
     `charged` is what this adds to the tenant's usage, in parts by pool: nothing for what a pod draws from its
     virtual cluster's hold; and by resource that the tenant is limited in. `borrowed` is the part of it above the
-    tenant's nominal quota.
+    tenant's nominal quota, and `reach` how far up its cohorts it borrows (as `QuotaTree.reach`). The demand's
+    `requests` are what it was granted.
     """
 
     demand: Demand
     placement: Placement | None
     charged: Mapping[str, int] = field(default_factory=dict)
     borrowed: Mapping[str, int] = field(default_factory=dict)
+    reach: int = 0
 
 
 def volumes(key: str, tenant: str, storage: int) -> Admit:
@@ -97,7 +119,8 @@ def volumes(key: str, tenant: str, storage: int) -> Admit:
 @dataclass(frozen=True, slots=True)
 class Wait:
     """The demand waits. `position` counts from 1 among the demands that wait for its pools; 0: in no
-    queue. `victims` are the keys of live grants that have to be stopped for it now.
+    queue. `victims` are the keys of live grants that have to be stopped for it now. `nominated` are the units by class
+    that it gets once others have ended, where its demand leaves a choice.
     """
 
     demand: Demand
@@ -107,6 +130,7 @@ class Wait:
     position: int
     shortage: Shortage | None = None
     victims: tuple[str, ...] = ()
+    nominated: tuple[tuple[str, int], ...] = ()
 
 
 Decision = Admit | Wait

@@ -15,6 +15,7 @@ from heapq import heappop, heappush
 from typing import NamedTuple
 
 from vmtenancy.core.books import Books
+from vmtenancy.core.choice import likely
 from vmtenancy.core.requests import Demand
 from vmtenancy.errors import Code, Problem, VmtError
 
@@ -76,7 +77,7 @@ class _Fairly:
         path = self._paths[tenant]
         best = None
         if waiting := self._waiting[tenant]:
-            best, self._asks[tenant] = tenant, self._books.charge_of(waiting[0][1])
+            best, self._asks[tenant] = tenant, self._books.charge_of(likely(waiting[0][1], self._books))
         for i, (node, above) in enumerate(itertools.pairwise(path), start=1):
             left = len(path) - i
             self._stamps[node] += 1

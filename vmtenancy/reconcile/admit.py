@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from vmtenancy.api.quantity import cpu_text, memory_text
 from vmtenancy.core.admission import decide
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import Mode
+from vmtenancy.core.options import Units
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Wait
 from vmtenancy.errors import VmtError
@@ -69,7 +71,7 @@ def admit(view: View, fleet: Fleet, tree: QuotaTree) -> Admission:
         try:
             now = standing(view, ending)
             decisions = decide(
-                fleet, tree, held(view, ending), demands, now.ending, now.promised, now.reserved
+                fleet, tree, held(view, ending), demands, now.ending, now.promised, now.reserved, now.promises
             )
         except VmtError as error:
             # Live grants that contradict each other: nothing new may be granted, everything else goes on.
@@ -103,11 +105,27 @@ def _cut(admits: Sequence[Admit], room: int) -> Sequence[Admit]:
 def _preemptions(view: View, ending: frozenset[str], waits: Iterable[Wait]) -> tuple[Chain, ...]:
     """Take back the grants of those that are stopped to make room."""
     by_key = {key_of_grant(grant): grant for grant in view.live if grant.name not in ending}
+    waits = tuple(waits)
+
+    def together(wait: Wait) -> str:
+        return wait.demand.group or f"/{wait.demand.key}"
+
+    promised: dict[str, dict[str, Units]] = defaultdict(dict)
+    for wait in waits:
+        if wait.nominated:
+            promised[together(wait)][wait.demand.key] = wait.nominated
     chains = []
     for wait in waits:
         for victim in wait.victims:
             message = f"it makes room for {wait.demand.key} (priority {wait.demand.priority})"
-            step = revoke(by_key[victim], PREEMPTED, message, view.now, preemptor=wait.demand.key)
+            step = revoke(
+                by_key[victim],
+                PREEMPTED,
+                message,
+                view.now,
+                preemptor=wait.demand.key,
+                promised=promised[together(wait)],
+            )
             chains.append(Chain(f"preempt {victim} for {wait.demand.key}", (step,)))
     return tuple(chains)
 

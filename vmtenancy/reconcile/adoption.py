@@ -16,6 +16,7 @@ from vmtenancy.api.names import ALLOCATION_ANNOTATION
 from vmtenancy.api.virtualcluster import VirtualCluster
 from vmtenancy.core.fleet.arrays import MOST_UNITS, Fleet
 from vmtenancy.core.fleet.model import DeviceFacts, Mode, Placement, Runtime
+from vmtenancy.core.options import has_options
 from vmtenancy.core.placement.best_fit import NoPlacement, Obstacle, Request, best_fit
 from vmtenancy.core.requests import Admit, Demand
 from vmtenancy.errors import VmtError
@@ -26,6 +27,7 @@ from vmtenancy.reconcile.demands import (
     key_of,
     pod_demand,
 )
+from vmtenancy.reconcile.granted import as_running
 from vmtenancy.reconcile.holders import pods_holding
 from vmtenancy.reconcile.ledger import write_status
 from vmtenancy.reconcile.lineage import gpuvm_of, is_claimed
@@ -141,7 +143,19 @@ class _Seats:
         fleet = self._fleet(node)
         if isinstance(fleet, str):
             return _refuse(owner, pod, fleet)
-        demand = asked.demand
+        if not has_options([asked.demand]):
+            return self._seat(pod, asked, fleet)
+        told = {gpu["class"]: gpu["count"] for gpu in _told(owner)}
+        found = as_running(asked.demand, told, view.gpus(pod), fleet.offerings)
+        for demand in found:
+            answer = self._seat(pod, replace(asked, demand=demand), fleet)
+            if not isinstance(answer, Unclear):
+                return answer
+        return self._seat(pod, asked, fleet)
+
+    def _seat(self, pod: Object, asked: Asked, fleet: Fleet) -> tuple[Asked, Admit] | Unclear:
+        view, owner, demand = self._view, asked.owner, asked.demand
+        node = pod["spec"]["nodeName"]
         unknown = [name for name, _ in demand.requests if name not in fleet.offerings]
         if unknown:
             return _refuse(owner, pod, f"there is no GpuClass {', '.join(unknown)}")
@@ -209,17 +223,23 @@ def _vm_asked(view: View, obj: Object) -> Asked | Unclear:
     if isinstance(vm, VmtError):
         return Unclear(obj, "Invalid", str(vm))
     cpu, memory = vm_needs(vm)
-    requests = tuple((gpu.class_, gpu.count) for gpu in vm.spec.gpus)
     demand = Demand(
         key=key_of(obj),
         tenant=tenant,
         runtime=Runtime.VM,
-        requests=requests,
+        requests=vm.spec.first_choice,
         cpu=cpu,
         memory=memory,
         preemptible=vm.spec.preemptible,
+        alternatives=vm.spec.alternatives,
+        minimum=vm.spec.minimum,
     )
     return Asked(obj, demand)
+
+
+def _told(vm: Object) -> list[Object]:
+    """What the status, that only we write, says a GpuVM was granted."""
+    return ((vm.get("status") or {}).get("allocation") or {}).get("gpus") or []
 
 
 def _why(seat: NoPlacement) -> str:

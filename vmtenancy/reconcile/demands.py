@@ -12,6 +12,7 @@ from vmtenancy.api.tenant import Tenant
 from vmtenancy.api.virtualcluster import VirtualCluster
 from vmtenancy.core.calendar import Reserved
 from vmtenancy.core.fleet.model import DeviceGrant, Mode, Placement, Runtime
+from vmtenancy.core.options import Units
 from vmtenancy.core.requests import Admit, Demand
 from vmtenancy.errors import VmtError
 from vmtenancy.reconcile import volumes
@@ -97,7 +98,6 @@ def _vm_demand(view: View, obj: Object, vm: GpuVM) -> Asked | Unclear:
         storage = volumes.asked(view, obj, vm, tenant)
     except VmtError as error:
         return Unclear(obj, "CannotRender", str(error))
-    requests = tuple((gpu.class_, gpu.count) for gpu in vm.spec.gpus)
     cpu, memory = vm_needs(vm)
     reservation = of_machine(view, vm.metadata.namespace, vm.spec)
     hold = view.live_by_owner.get(uid_of(reservation)) if reservation else None
@@ -105,7 +105,7 @@ def _vm_demand(view: View, obj: Object, vm: GpuVM) -> Asked | Unclear:
         key=key_of(obj),
         tenant=tenant,
         runtime=Runtime.VM,
-        requests=requests,
+        requests=vm.spec.first_choice,
         priority=vm.spec.priority,
         created=created(obj),
         cpu=cpu,
@@ -116,6 +116,8 @@ def _vm_demand(view: View, obj: Object, vm: GpuVM) -> Asked | Unclear:
         preemptible=vm.spec.preemptible,
         ends=ends_of(view, obj),
         storage=storage.new,
+        alternatives=vm.spec.alternatives,
+        minimum=vm.spec.minimum,
     )
     return Asked(obj, demand, hold.name if hold else "", storage.total)
 
@@ -235,12 +237,14 @@ def _nodes_tolerated(view: View, vm: GpuVM) -> frozenset[str] | None:
 class Standing:
     """What stands already, as the engine takes it: the keys of grants that are `ending`, and `promised` demands.
 
-    Those of reservations that have begun are promised too; `reserved` are windows to come.
+    Those of reservations that have begun are promised too; `reserved` are windows to come. `promises` are what those
+    that leave a choice are promised.
     """
 
     ending: frozenset[str]
     promised: frozenset[str]
     reserved: Sequence[Reserved]
+    promises: Mapping[str, Units]
 
 
 def standing(view: View, released: frozenset[str]) -> Standing:
@@ -254,6 +258,7 @@ def standing(view: View, released: frozenset[str]) -> Standing:
         ),
         frozenset([*begun, *(grant.preemptor for grant in view.live if grant.preemptor)]),
         reserved(view),
+        {key: units for grant in view.live for key, units in grant.promised.items()},
     )
 
 

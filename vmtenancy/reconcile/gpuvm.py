@@ -13,6 +13,7 @@ from vmtenancy.errors import Code, Problem, VmtError
 from vmtenancy.reconcile.admit import Admission
 from vmtenancy.reconcile.apply import changes, leftovers, taken_by_others
 from vmtenancy.reconcile.finalizer import with_finalizer, without_finalizer
+from vmtenancy.reconcile.granted import granted_text
 from vmtenancy.reconcile.holders import is_as_asked, is_revoked, vm_is_holding, vm_wants_devices
 from vmtenancy.reconcile.leases import ending_conditions, is_over, status_of
 from vmtenancy.reconcile.lineage import ancestor, machine_to_adopt, running_launchers
@@ -174,8 +175,7 @@ def _report(
         if is_revoked(view, grant):
             admitted = Condition("Admitted", False, grant.revoked, grant.revoked_message, True, warning=True)
         else:
-            what = ", ".join(f"{g.count} x {g.class_}" for g in grant.grants)
-            admitted = Condition("Admitted", True, "Admitted", f"{what} on node {grant.node}", event=True)
+            admitted = Condition("Admitted", True, "Admitted", granted_text(view, vm, grant), event=True)
         phase, message = seen.phase, seen.message
         if phase == "Pending":
             phase = "Admitted"
@@ -244,7 +244,8 @@ def _status(
     allocation = None
     if grant is not None:
         devices = [device for g in grant.grants for device in g.devices]
-        allocation = {"name": grant.name, "node": grant.node, "devices": devices}
+        gpus = [{"class": g.class_, "count": g.count} for g in grant.grants]
+        allocation = {"name": grant.name, "node": grant.node, "devices": devices, "gpus": gpus}
     fields = {"phase": phase, "allocation": allocation, "message": message[:1024], **more}
     steps = status_steps(obj, fields, conditions, generation=generation, now=view.now)
     return [Chain(f"report {ref_of(obj)}: {phase}", steps)] if steps else []

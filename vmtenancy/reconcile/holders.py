@@ -50,7 +50,7 @@ def is_as_asked(view: View, vm: GpuVM, allocation: Allocation) -> bool:
 
     More than it was granted of these it can ask for only while it is stopped.
     """
-    if allocation.wanted != {gpu.class_: gpu.count for gpu in vm.spec.gpus}:
+    if not vm.spec.accepts(allocation.wanted):
         return False
     cpu, memory = vm_needs(vm)
     if allocation.cpu >= cpu and allocation.memory >= memory:

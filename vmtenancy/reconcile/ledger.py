@@ -6,13 +6,17 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from vmtenancy.api.names import API_VERSION
 from vmtenancy.core.ledger.head import Head, commit, room, take_over, trim
+from vmtenancy.core.options import Units
 from vmtenancy.reconcile.status import timestamp
 from vmtenancy.reconcile.steps import Chain, Create, Delete, Object, Ref, Replace
 from vmtenancy.reconcile.view import LEDGER_NAME, Allocation, View
+
+_NOTHING: Mapping[str, Units] = MappingProxyType({})
 
 
 def take_over_chain(view: View) -> Chain | None:
@@ -122,15 +126,24 @@ def revoke(
     *,
     unless_bound: str = "",
     preemptor: str = "",
+    promised: Mapping[str, Units] = _NOTHING,
 ) -> Replace:
     """Take a grant back: its GpuVM is stopped, or its pod deleted, and it is released once nothing holds it (I4).
 
     With `unless_bound`, the uid of a pod, that stands only once this pod is gone. `preemptor` is the key of the demand
-    that it makes room for.
+    that it makes room for, `promised` the units by class that this one, and the others of its group, get by their
+    keys, where they leave a choice.
     """
-    revoked = {"reason": reason, "message": message[:1024], "at": timestamp(now)}
+    revoked: Object = {"reason": reason, "message": message[:1024], "at": timestamp(now)}
     revoked |= {"podUID": unless_bound} if unless_bound else {}
-    return write_status(allocation, revoked=revoked | ({"preemptor": preemptor} if preemptor else {}))
+    revoked |= {"preemptor": preemptor} if preemptor else {}
+    if promised:
+        revoked["promised"] = [
+            {"request": key, "class": name, "count": count}
+            for key, units in promised.items()
+            for name, count in units
+        ]
+    return write_status(allocation, revoked=revoked)
 
 
 def _write_head(ledger: Object, head: Head) -> Replace:

@@ -23,7 +23,7 @@ from vmtenancy.api.quantity import Quantity, parse_quantity, to_bytes, to_milli
 from vmtenancy.api.tenant import Tenant
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import DeviceFacts, Mode, NodeFacts, Offering, Pool
-from vmtenancy.core.quota.policy import BorrowWithinCohort, PreemptionPolicy, Preempts
+from vmtenancy.core.quota.policy import BorrowWithinCohort, Fungibility, PreemptionPolicy, Preempts
 from vmtenancy.core.quota.resources import BY_LABEL, Resource
 from vmtenancy.core.quota.tree import CohortQuota, PoolQuota, QuotaTree, ResourceQuota, TenantQuota
 from vmtenancy.errors import VmtError
@@ -105,8 +105,13 @@ def _tenant_quota(name: str, tenant: Tenant) -> TenantQuota:
         Preempts(preemption.reclaim_within_cohort),
         BorrowWithinCohort(borrowing.max_priority_threshold) if borrowing.policy != "Never" else None,
     )
+    wished = tenant.spec.class_fungibility
+    fungibility = Fungibility(
+        try_next_to_borrow=wished.when_can_borrow == "TryNextClass",
+        try_next_to_preempt=wished.when_can_preempt == "TryNextClass",
+    )
     weight, resources = tenant.spec.fair_share.weight, resource_quota(tenant.spec.resources)
-    return TenantQuota(name, tenant.spec.cohort, quota, policy, weight, resources)
+    return TenantQuota(name, tenant.spec.cohort, quota, policy, weight, resources, fungibility)
 
 
 def resource_quota(given: Iterable[cohort.ResourceQuota]) -> tuple[ResourceQuota, ...]:

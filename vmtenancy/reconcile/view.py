@@ -18,6 +18,7 @@ from vmtenancy.api.gpuallocation import Grant
 from vmtenancy.api.names import OWNER_UID_LABEL, TENANT_LABEL
 from vmtenancy.api.quantity import to_bytes, to_milli
 from vmtenancy.core.ledger.head import Head, is_live
+from vmtenancy.core.options import Units
 from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.pods import gpu_requests, is_finished, is_gated
 from vmtenancy.reconcile.status import seconds
@@ -39,7 +40,8 @@ class Allocation:
     `cpu` in millicores and `memory` in bytes as they were charged to the node, `storage` in bytes as it was to the
     tenant; `let_go_at` in seconds. `revoked` is
     the reason for which it is taken back, `""` if it is not; it stands once the pod `unless_bound`, where one is
-    named, is gone; `preemptor` is the key of the demand that it makes room for.
+    named, is gone; `preemptor` is the key of the demand that it makes room for, `promised` the units by class that this
+    one, and the others of its group, get by their keys, where they leave a choice.
     """
 
     object: Object
@@ -64,12 +66,13 @@ class Allocation:
     revoked_message: str
     unless_bound: str
     preemptor: str
+    promised: Mapping[str, Units]
     mark: int
     live: bool
 
     @property
     def wanted(self) -> dict[str, int]:
-        """Count by class, as the owner asked for it."""
+        """Count by class, as it was granted."""
         return {grant.class_: grant.count for grant in self.grants}
 
     @property
@@ -289,7 +292,7 @@ class View:
         owner = spec["owner"]
         name = str(obj["metadata"]["name"])
         mark = int(status.get("sequence") or 0)
-        revoked: Mapping[str, str] = status.get("revoked") or {}
+        revoked: Mapping[str, Any] = status.get("revoked") or {}
         cpu, memory, storage = self.remembered(obj, _needs, "/needs")
         return Allocation(
             object=obj,
@@ -314,9 +317,17 @@ class View:
             revoked_message=revoked.get("message", ""),
             unless_bound=revoked.get("podUID", ""),
             preemptor=revoked.get("preemptor", ""),
+            promised=_promised(revoked.get("promised") or ()),
             mark=mark,
             live=is_live(self.head, name, mark),
         )
+
+
+def _promised(listed: Iterable[Object]) -> dict[str, Units]:
+    found: dict[str, Units] = {}
+    for gpu in listed:
+        found[gpu["request"]] = (*found.get(gpu["request"], ()), (gpu["class"], gpu["count"]))
+    return found
 
 
 def _needs(obj: Object) -> tuple[int, int, int]:

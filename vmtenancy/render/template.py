@@ -40,7 +40,8 @@ MAX_RANGE: Final = 128
 class VmFacts:
     """What a template may read of the GpuVM, as `vm.<field>`.
 
-    `memory` is a quantity, `gpus` the number of devices asked for; `disks` and `networks` are names, to loop over.
+    `memory` is a quantity, `gpus` the number of devices granted, or asked for; `disks` and `networks` are names, to
+    loop over.
     """
 
     name: str

@@ -51,7 +51,7 @@ def objects(vm: GpuVM, grants: Sequence[Grant], inputs: VmInputs) -> list[Object
     problems = check_vm_spec(overlay, "spec.vm", Code.OWNED_PATH)
     if problems:
         raise VmtError.of(problems)
-    spec = merge(merge(_from_template(vm, inputs.catalog), _shorthands(vm)), overlay)
+    spec = merge(merge(_from_template(vm, grants, inputs.catalog), _shorthands(vm)), overlay)
     vmi = spec["template"]["spec"]
     own = [key.public_key for key in vm.spec.ssh_keys if key.public_key is not None]
     keys = list(dict.fromkeys([*own, *inputs.ssh_keys]))
@@ -78,14 +78,14 @@ def key_secret_names(vm: GpuVM) -> list[str]:
     return list(dict.fromkeys(refs))
 
 
-def _from_template(vm: GpuVM, catalog: Catalog) -> dict[str, Any]:
+def _from_template(vm: GpuVM, grants: Sequence[Grant], catalog: Catalog) -> dict[str, Any]:
     spec = vm.spec
     facts = VmFacts(
         name=vm.metadata.name,
         namespace=vm.metadata.namespace,
         cores=spec.cpu.cores,
         memory=str(spec.memory),
-        gpus=sum(request.count for request in spec.gpus),
+        gpus=sum(given.count for given in grants or spec.gpus),
         disks=tuple(disk.name for disk in spec.disks),
         networks=tuple(network.name for network in spec.networks),
     )

@@ -1,5 +1,6 @@
 """The format of quota cases, as models that refuse what they do not know: see ``docs/quota-cases.md``."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
@@ -65,6 +66,18 @@ class Preemption(ApiModel):
     )
 
 
+class FlavorFungibility(ApiModel):
+    """Kueue's `flavorFungibility` of a ClusterQueue: a flavor is a class."""
+
+    when_can_borrow: Literal["Borrow", "TryNextFlavor"] = Field(
+        default="Borrow", description="Of a class that fits if it borrows: take it, or try the next first."
+    )
+    when_can_preempt: Literal["Preempt", "TryNextFlavor"] = Field(
+        default="TryNextFlavor",
+        description="Of a class that fits if others are preempted: take it, or try the next first.",
+    )
+
+
 class Queue(ApiModel):
     """A queue: a tenant, in Kueue a ClusterQueue."""
 
@@ -78,6 +91,9 @@ class Queue(ApiModel):
     )
     weight: _Weight = Field(default=1, description="Its weight in fair shares.")
     preemption: Preemption = Field(default=Preemption(), description="Whom its requests may preempt.")
+    flavor_fungibility: FlavorFungibility = Field(
+        default=FlavorFungibility(), description="When the next of several classes is tried."
+    )
 
 
 class Workload(ApiModel):
@@ -118,6 +134,12 @@ class Incoming(Workload):
     """A workload that waits."""
 
     promised: bool = Field(default=False, description="Others were stopped for it already.")
+    alternatives: dict[ObjectName, Annotated[tuple[ObjectName, ...], Items(most=16, unique=True)]] = Field(
+        default_factory=dict, description="By class of `gpus`, other classes that would do, in their order."
+    )
+    min: dict[ObjectName, _Count] = Field(
+        default_factory=dict, description="By class of `gpus`, the fewest units that will do."
+    )
 
 
 class Expected(ApiModel):
@@ -125,6 +147,10 @@ class Expected(ApiModel):
 
     admitted: Annotated[tuple[ObjectName, ...], Items(most=1000, unique=True)] = Field(
         default=(), description="Incoming workloads that are admitted; every other one waits."
+    )
+    granted: dict[ObjectName, dict[ObjectName, _Count]] = Field(
+        default_factory=dict,
+        description="Units by class of each admitted workload that gets another class, or fewer, than `gpus`.",
     )
     borrowed: dict[ObjectName, dict[ObjectName, _Amount]] = Field(
         default_factory=dict,
@@ -179,6 +205,7 @@ def check_names(case: QuotaCase) -> None:
         ("running", (w.queue for w in case.running), queues),
         ("running", (w.node for w in case.running if w.node), {node.name for node in case.nodes or ()}),
         ("expected.admitted", expected.admitted, incoming),
+        ("expected.granted", expected.granted, set(expected.admitted)),
         ("expected.borrowed", expected.borrowed, set(expected.admitted)),
         ("expected.borrowedResources", expected.borrowed_resources, set(expected.admitted)),
         ("expected.victims", expected.victims, running),
@@ -219,6 +246,23 @@ def check_names(case: QuotaCase) -> None:
                 problems.append(_only(f"{name}[{i}]", w.name, "VMs and Pods take cpu and memory"))
             if w.runtime != "VM" and (w.storage.bytes or (isinstance(w, Running) and w.stopped)):
                 problems.append(_only(f"{name}[{i}]", w.name, "a VM has volumes, and stops"))
+    for i, each in enumerate(case.incoming):
+        problems += [
+            Problem(Code.UNKNOWN_REFERENCE, f"incoming[{i}].{field}", "is not in gpus", name, "one of gpus")
+            for field, named in (("alternatives", each.alternatives), ("min", each.min))
+            for name in named
+            if name not in each.gpus
+        ]
+        problems += [
+            Problem(Code.INVALID_FIELD, f"incoming[{i}].min.{name}", "is more than gpus", str(count), "less")
+            for name, count in each.min.items()
+            if count > each.gpus.get(name, count)
+        ]
+        names = [*each.gpus, *(name for names in each.alternatives.values() for name in names)]
+        if len(set(names)) < len(names):
+            twice = ", ".join(name for name, count in Counter(names).items() if count > 1)
+            where = f"incoming[{i}].alternatives"
+            problems.append(Problem(Code.INVALID_FIELD, where, "names a class twice", twice, "each once"))
     if problems:
         raise VmtError.of(problems)
 

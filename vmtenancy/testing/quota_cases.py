@@ -24,13 +24,14 @@ from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import DeviceFacts, Mode, NodeFacts, Offering, Pool, Runtime
 from vmtenancy.core.placement.best_fit import NoPlacement, Request, best_fit
 from vmtenancy.core.quota import tree
-from vmtenancy.core.quota.policy import BorrowWithinCohort, PreemptionPolicy, Preempts
+from vmtenancy.core.quota.policy import BorrowWithinCohort, Fungibility, PreemptionPolicy, Preempts
 from vmtenancy.core.quota.resources import BY_LABEL, Resource
 from vmtenancy.core.requests import Admit, Decision, Demand, Wait, volumes
 from vmtenancy.errors import Code, Problem, VmtError
 from vmtenancy.reconcile.supply import MOST, resource_quota, units
 from vmtenancy.testing.quota_case_format import (
     Cohort,
+    Incoming,
     Preemption,
     Queue,
     QuotaCase,
@@ -133,9 +134,12 @@ def run(case: QuotaCase) -> list[Difference]:
                 borrowed_resources[admit.demand.key][column.label] = column.text(more)
             else:
                 borrowed[admit.demand.key][column] = gpus(more)
+    asked = {workload.name: dict(workload.gpus) for workload in case.incoming}
+    got = {a.demand.key: dict(a.demand.requests) for a in admits}
     victims = sorted(victim for wait in waits for victim in wait.victims)
     compared: list[tuple[str, object, object]] = [
         ("admitted", sorted(expected.admitted), sorted(admit.demand.key for admit in admits)),
+        ("granted", dict(expected.granted), {k: units for k, units in got.items() if units != asked[k]}),
         ("borrowed", wanted, borrowed),
         ("borrowedResources", resources, borrowed_resources),
         ("victims", sorted(expected.victims), victims),
@@ -162,6 +166,10 @@ def quota_of(case: QuotaCase, policies: Iterable[PreemptionPolicy]) -> tree.Quot
                 policy,
                 queue.weight,
                 resource_quota(queue.resources),
+                Fungibility(
+                    try_next_to_borrow=queue.flavor_fungibility.when_can_borrow == "TryNextFlavor",
+                    try_next_to_preempt=queue.flavor_fungibility.when_can_preempt == "TryNextFlavor",
+                ),
             )
             for queue, policy in zip(case.queues, policies, strict=True)
         ],
@@ -256,6 +264,8 @@ def _demand(workload: Workload) -> Demand:
         cpu=workload.cpu.milli,
         memory=workload.memory.bytes,
         storage=0 if isinstance(workload, Running) else workload.storage.bytes,
+        alternatives=tuple(workload.alternatives.items()) if isinstance(workload, Incoming) else (),
+        minimum=tuple(workload.min.items()) if isinstance(workload, Incoming) else (),
     )
 
 

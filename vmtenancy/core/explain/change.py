@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from vmtenancy.core.admission import decide
 from vmtenancy.core.calendar import Reserved
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import Offering
+from vmtenancy.core.options import Units
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Demand, Wait
 
@@ -18,8 +20,8 @@ class Explanation:
     """A waiting demand (`wait.reason`, `wait.shortage` with pool, requested, free and holders) and what would
     help.
 
-    `smaller` is the request with the fewest units taken off one class that would be admitted now; None where
-    no smaller count helps.
+    `smaller` is the request with the fewest units taken off one class that would be admitted now, as it would be
+    granted; None where no smaller count helps.
     """
 
     wait: Wait
@@ -41,6 +43,7 @@ def explain(
     ending: frozenset[str] = frozenset(),
     promised: frozenset[str] = frozenset(),
     reserved: Sequence[Reserved] = (),
+    promises: Mapping[str, Units] = MappingProxyType({}),
 ) -> Explanation | None:
     """Explain the demand `key` among all that wait; None if it would be admitted. The rest is as in `decide`.
 
@@ -48,7 +51,7 @@ def explain(
     Raises KeyError where nothing of that key is demanded.
     """
     holds = tuple(holds)
-    decisions = decide(fleet, tree, holds, demands, ending, promised, reserved)
+    decisions = decide(fleet, tree, holds, demands, ending, promised, reserved, promises)
     place = next((i for i, decision in enumerate(decisions) if decision.demand.key == key), None)
     if place is None:
         raise KeyError(key)
@@ -57,9 +60,10 @@ def explain(
         return None
     ahead = [decision.demand for decision in decisions[:place]]
     for smaller in _smaller(wait.demand, fleet.offerings):
-        answers = decide(fleet, tree, holds, [*ahead, smaller], ending, promised, reserved)
-        if any(isinstance(answer, Admit) and answer.demand.key == key for answer in answers):
-            return Explanation(wait, smaller.requests)
+        answers = decide(fleet, tree, holds, [*ahead, smaller], ending, promised, reserved, promises)
+        for answer in answers:
+            if isinstance(answer, Admit) and answer.demand.key == key:
+                return Explanation(wait, answer.demand.requests)
     return Explanation(wait, None)
 
 
@@ -77,4 +81,5 @@ def _smaller(demand: Demand, offerings: Mapping[str, Offering]) -> Iterator[Dema
         requests = [(name, count - cut * (i == j)) for j, (name, count) in enumerate(demand.requests)]
         left = tuple((name, count) for name, count in requests if count)
         if left:
-            yield replace(demand, requests=left)
+            others = tuple((name, names) for name, names in demand.alternatives if name in dict(left))
+            yield replace(demand, requests=left, alternatives=others, minimum=())

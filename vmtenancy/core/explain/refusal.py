@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
@@ -193,13 +193,45 @@ def no_supply(fleet: Fleet, tree: QuotaTree, pool: str, parts: int, kept: int) -
     return Refusal(Reason.NO_CAPACITY, tell, (pool,))
 
 
-def nominated(pools: Iterable[str], victims: Iterable[str]) -> Refusal:
-    """It gets its place as soon as others have ended: those that are stopped for it, and those ending anyway."""
+def nominated(pools: Iterable[str], victims: Iterable[str], instead: str = "") -> Refusal:
+    """It gets its place as soon as others have ended: those that are stopped for it, and those ending anyway.
+
+    `instead` says with what, where that is not what it asks for first.
+    """
     stopped = ", ".join(victims)
-    message = f"has a place once {stopped or 'others'} {'ends' if stopped and ',' not in stopped else 'end'}"
+    place = f"a place with {instead}" if instead else "a place"
+    message = f"has {place} once {stopped or 'others'} {'ends' if stopped and ',' not in stopped else 'end'}"
     if stopped:
         message += ", stopped for it"
     return _plain(Reason.NOMINATED, Problem(Code.NOMINATED, "", message), tuple(pools))
+
+
+#: As many alternatives as are named in a message; the rest is counted.
+_NAMED = 4
+
+
+def none_of(first: Refusal, others: Sequence[tuple[str, Refusal]], fewest: str) -> Refusal:
+    """Neither what is asked for first nor the `others` (named as people read them) can be had, nor fewer down to
+    `fewest` (empty: there is no fewer).
+    """
+
+    def tell() -> tuple[Problem, Shortage | None]:
+        problem, shortage = first.told
+        named = [f"{what} ({_briefly(other)})" for what, other in others[:_NAMED]]
+        if len(others) > _NAMED:
+            named.append(f"{len(others) - _NAMED} other ways")
+        message = problem.message + (f"; nor with {', '.join(named)}" if named else "")
+        message += f"; nor with fewer, down to {fewest}" if fewest else ""
+        return replace(problem, message=message), shortage
+
+    return Refusal(first.reason, tell, first.pools)
+
+
+def _briefly(why: Refusal) -> str:
+    problem, shortage = why.told
+    if shortage is None:
+        return f"{why.reason}: {problem.message}"
+    return f"{why.reason}: {gpus(shortage.free)} free of {gpus(shortage.total)} in pool {shortage.pool}"
 
 
 def reserved(then: Refusal, windows: str, start: float) -> Refusal:

@@ -48,3 +48,19 @@ class PreemptionPolicy:
 
 NOBODY = PreemptionPolicy()
 """The policy of a tenant that names none: its requests stop nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fungibility:
+    """When the next class is tried for a request that names alternatives: Kueue's `flavorFungibility` and its defaults.
+
+    `try_next_to_borrow`: before one is taken that only fits by borrowing. `try_next_to_preempt`: before one is waited
+    for that only fits once others have ended.
+    """
+
+    try_next_to_borrow: bool = False
+    try_next_to_preempt: bool = True
+
+
+DEFAULT_FUNGIBILITY = Fungibility()
+"""That of a tenant that says nothing."""

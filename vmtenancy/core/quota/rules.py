@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vmtenancy.api.gpuclass import PARTS_PER_GPU
-from vmtenancy.core.quota.policy import NOBODY, PreemptionPolicy
+from vmtenancy.core.quota.policy import DEFAULT_FUNGIBILITY, NOBODY, Fungibility, PreemptionPolicy
 from vmtenancy.core.quota.resources import Resource
 from vmtenancy.errors import Code, Problem, VmtError
 
@@ -80,7 +80,7 @@ class TenantQuota:
     """A tenant: its cohort (None: it shares with nobody) and its quota by pool; no other pool is open to
     it. `preemption` is whom its requests may stop. Of what is borrowed it may have `weight` times as much as one of
     weight 1, before it comes after that one. It is not limited in a resource that `resources` do not name, and what it
-    takes of that is charged to nobody.
+    takes of that is charged to nobody. `fungibility` is which of several classes its requests get.
 
     Raises VmtError for a weight that is not above 0.
     """
@@ -91,6 +91,7 @@ class TenantQuota:
     preemption: PreemptionPolicy = NOBODY
     weight: int = 1
     resources: tuple[ResourceQuota, ...] = ()
+    fungibility: Fungibility = DEFAULT_FUNGIBILITY
 
     def __post_init__(self) -> None:
         _refuse_weight(self.name, self.weight)

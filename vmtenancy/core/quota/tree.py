@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from vmtenancy.core.explain.shortage import Shortage
 from vmtenancy.core.quota.holders import Holders
 from vmtenancy.core.quota.parents import chain_of, sound_parents
-from vmtenancy.core.quota.policy import NOBODY, PreemptionPolicy
+from vmtenancy.core.quota.policy import DEFAULT_FUNGIBILITY, NOBODY, Fungibility, PreemptionPolicy
 from vmtenancy.core.quota.resources import Resource
 from vmtenancy.core.quota.rules import CohortQuota, PoolQuota, ResourceQuota, TenantQuota
 from vmtenancy.errors import Code, Problem, VmtError
@@ -109,6 +109,7 @@ class QuotaTree:
             if tenant.resources
         }
         self._policies = {tenant.name: tenant.preemption for tenant in tenants}
+        self._fungibility = {tenant.name: tenant.fungibility for tenant in tenants}
         self._caps = {
             (t.name, name): cap for t in tenants for quota in t.quota for name, cap in quota.classes.items()
         }
@@ -196,6 +197,24 @@ class QuotaTree:
     def policy(self, tenant: str) -> PreemptionPolicy:
         """Whom the tenant's requests may stop; nobody for a tenant that does not exist."""
         return self._policies.get(tenant, NOBODY)
+
+    def fungibility(self, tenant: str) -> Fungibility:
+        """Which of several classes the tenant's requests get."""
+        return self._fungibility.get(tenant, DEFAULT_FUNGIBILITY)
+
+    def reach(self, tenant: str, pool: str, parts: int) -> int:
+        """How far up `path` a charge of `parts` that fits would borrow: 0 if it stays within the tenant's own share, 1
+        if within that of the cohort right above it, and so on.
+
+        Kueue's `FindHeightOfLowestSubtreeThatFits`, counted along one path.
+        """
+        p, path = self._pool[pool], self._paths[self._tenant[tenant]]
+        for level, node in enumerate(path):
+            used = self._usage.item(node, p)
+            if used + parts <= self._subtree.item(node, p):
+                return level
+            parts -= max(0, self._kept[node][p] - used)
+        return len(path) - 1
 
     def path(self, tenant: str) -> tuple[str, ...]:
         """From the tenant to its root, as `tenant vision`, `cohort research`; alone where it does not exist."""
