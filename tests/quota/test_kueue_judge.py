@@ -262,8 +262,8 @@ def test_hand_made_by_the_real_kueue() -> None:
 def test_the_tree_is_as_it_was() -> None:
     (case,) = kueue_judge.random_cases(3, 1)
     quota = kueue_judge.charged(case)
-    before = {(q.name, pool): quota.usage(q.name, pool) for q in case.queues for pool in quota.pools}
-    incoming = kueue.Workload("new", case.queues[0].name, {quota.pools[0]: 1 << 20}, 9)
+    before = {(q.name, pool): quota.usage(q.name, pool) for q in case.queues for pool in quota.columns}
+    incoming = kueue.Workload("new", case.queues[0].name, {quota.columns[0]: 1 << 20}, 9)
     running = [kueue.Workload(w.name, w.queue, {}, w.priority) for w in case.running]
     assert kueue.victims(quota, running, incoming, kueue.Preemption(kueue.Policy.LOWER_PRIORITY)) == ()
-    assert before == {(q.name, pool): quota.usage(q.name, pool) for q in case.queues for pool in quota.pools}
+    assert before == {(q.name, pool): quota.usage(q.name, pool) for q in case.queues for pool in quota.columns}
