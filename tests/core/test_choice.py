@@ -157,6 +157,19 @@ def test_what_is_reserved_in_one_class_is_passed_over_and_in_all_is_told() -> No
     assert got(decide(fleet(), rules, [], [ask("w", 2, least=1)], reserved=window)) == {"w": {"h100": 1}}
 
 
+def test_nobody_is_stopped_for_a_way_that_is_reserved() -> None:
+    rules = tree(tenant("a", None, PreemptionPolicy(LOWER), h100=2))
+    live = got_all(decide(fleet(), rules, [], [Demand("low", "a", Runtime.VM, (("h100", 2),), ends=50.0)]))
+    hold = Demand(
+        "r", "a", Runtime.HOLD, (("h100", 2),), maximum=(("h100", 2),), ends=200.0, quota_alone=True
+    )
+    (wait,) = decide(
+        fleet(), rules, live, [ask("w", 2, "a100", priority=1)], reserved=[Reserved(hold, 100.0)]
+    )
+    assert isinstance(wait, Wait)
+    assert (wait.reason, wait.victims) == (Reason.RESERVED, ())
+
+
 def test_a_smaller_change_keeps_the_alternatives_and_says_what_would_be_granted() -> None:
     rules = tree(tenant("a", None, h100=1, a100=3))
     demand = ask("w", 4, "a100")
@@ -175,6 +188,7 @@ def test_what_is_kept_for_a_nominated_alternative_nobody_behind_gets() -> None:
     assert (first.reason, first.victims) == (Reason.NOMINATED, ("low",))
     assert first.message == "has a place with 3 x a100 once low ends, stopped for it"
     assert isinstance(second, Wait), "the free one is kept"
+    assert second.position == 2, "both wait for the pool of the alternative"
 
 
 def got_all(decisions: Iterable[Decision]) -> list[Admit]:

@@ -11,6 +11,9 @@ from test_recovery import grants, lose_grants, unjudged, what_runs
 
 from vmtenancy.cli.explain_cmd import answer_for
 from vmtenancy.cli.get import workloads
+from vmtenancy.core.fleet.model import Mode, Offering, Runtime
+from vmtenancy.core.requests import Demand
+from vmtenancy.reconcile.granted import as_running
 from vmtenancy.reconcile.status import condition
 from vmtenancy.reconcile.steps import Object
 from vmtenancy.reconcile.view import View
@@ -159,6 +162,31 @@ def test_of_classes_delivered_alike_the_status_says_which_was_lost(lab: Lab) -> 
     assert has(lab, "a") == {"twin": 2}
 
 
+def test_what_runs_is_shared_out_exactly_or_it_is_another_thing() -> None:
+    offerings = {
+        name: Offering(name, "h100", 10080 // share, {mode: resource})
+        for name, share, mode, resource in (
+            ("whole", 1, Mode.PASSTHROUGH, "x"),
+            ("twin", 1, Mode.PASSTHROUGH, "x"),
+            ("quarter", 4, Mode.VGPU, "y"),
+        )
+    }
+    demand = Demand(
+        "a",
+        "t",
+        Runtime.VM,
+        (("whole", 4), ("twin", 2)),
+        alternatives=(("twin", ("quarter", "none")),),
+        minimum=(("whole", 2),),
+    )
+
+    def found(told: dict[str, int], **running: int) -> list[dict[str, int]]:
+        return [dict(way.requests) for way in as_running(demand, told, running, offerings)]
+
+    assert found({}, x=5) == [{"whole": 3, "twin": 2}]
+    assert found({}, x=7) == found({}, x=3) == found({}, x=4, y=2) == []
+
+
 def test_where_nothing_fits_each_class_is_told(lab: Lab) -> None:
     lab.apply(gpu_vm("first", 4), gpu_vm("slice", 3, of="quarter"))
     lab.settle()
@@ -199,6 +227,17 @@ def test_the_tenant_says_whether_others_are_stopped_first(lab: Lab) -> None:
     lab.apply(asks("more", 3, ("quarter",), priority=5))
     lab.settle()
     assert has(lab, "more") == {"quarter": 3}
+
+
+@pytest.mark.parametrize(("then", "gets"), [("Borrow", {"whole": 2}), ("TryNextClass", {"quarter": 2})])
+def test_the_tenant_says_whether_the_first_is_borrowed_first(
+    lab: Lab, then: str, gets: dict[str, int]
+) -> None:
+    lab.apply(tenant("vision", 1, None, classFungibility={"whenCanBorrow": then}), tenant("llm", 3))
+    lab.settle()
+    lab.apply(asks("a", 2, ("quarter",)))
+    lab.settle()
+    assert has(lab, "a") == gets
 
 
 def test_the_alternative_that_others_are_stopped_for_is_told(lab: Lab) -> None:

@@ -92,21 +92,25 @@ def decide(
                 continue
             problem, shortage = why.told
             victims = tuple(victim.demand.key for victim in nomination.victims) if nomination else ()
-            to_come = (
-                {admit.demand.key: admit.demand.requests for admit in nomination.admits} if nomination else {}
-            )
+            to_come = _to_come(together, nomination) if nomination else {}
             for demand in together:
                 ahead.update(why.pools)
                 position = max((ahead[pool] for pool in why.pools), default=0)
                 told = _sentence(problem)
                 if len(together) > 1:
                     told = f"the group {demand.group} waits as a whole: {told}"
-                gets = to_come.get(demand.key, ()) if has_options([demand]) else ()
+                gets = to_come.get(demand.key, ())
                 decided[demand.key] = Wait(
                     demand, why.reason, told, problem, position, shortage, victims, gets
                 )
                 victims = ()  # they are stopped once
     return [decided[demand.key] for together in queue for demand in together]
+
+
+def _to_come(demands: Sequence[Demand], nomination: Nomination) -> dict[str, Units]:
+    """What each gets then, of those that leave a choice."""
+    pairs = zip(demands, nomination.admits, strict=True)
+    return {demand.key: admit.demand.requests for demand, admit in pairs if has_options([demand])}
 
 
 def _place_to_come(demands: Sequence[Demand], nomination: Nomination, books: Books) -> Refusal:

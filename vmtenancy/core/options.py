@@ -19,7 +19,10 @@ Units = tuple[tuple[str, int], ...]
 
 def has_options(demands: Sequence[Demand]) -> bool:
     """Whether there is more than one way to serve demands that are decided together."""
-    return any(demand.alternatives or demand.minimum for demand in demands)
+    for demand in demands:  # noqa: SIM110 - asked of every request in every round, and twice as fast as `any`
+        if demand.alternatives or demand.minimum:
+            return True
+    return False
 
 
 def most_lacking(demands: Sequence[Demand]) -> int:
