@@ -23,6 +23,11 @@ class Source(StrEnum):
     """The platforms whose descriptions are read."""
 
     LIBVIRT = "libvirt"
+    VMX = "vmx"
+    OVF = "ovf"
+    PROXMOX = "proxmox"
+    OPENSTACK = "openstack"
+    OVIRT = "ovirt"
 
 
 class Format(StrEnum):
@@ -84,12 +89,13 @@ def convert(
     wishes = Wishes(
         namespace=namespace,
         name=name,
+        stem=file.stem,
         default_class=default_class,
         storage_class=storage_class,
         answers=_device_map(device_map) if device_map else DeviceMap(),
     )
     with _told_of(file):
-        found = run(source.value, _bytes(file), wishes, facts)
+        found = run(source.value, _description(file, source), wishes, facts)
     for conversion in found:
         _tell(conversion)
     items = [obj for conversion in found for obj in conversion.objects]
@@ -111,6 +117,18 @@ class _told_of:  # noqa: N801 (a context manager)
                 Problem(p.code, f"{self.path}: {p.path}".rstrip(": "), p.message, p.found, p.expected)
                 for p in error.problems
             ) from None
+
+
+def _description(path: Path, source: Source) -> bytes:
+    """The content of a description; of an OVA the descriptor in it. Raises VmtError (SOURCE)."""
+    from vmtenancy.migrate import ova
+    from vmtenancy.migrate.convert import MOST_BYTES
+
+    data = _bytes(path)
+    if source is Source.OVF and ova.is_archive(data):
+        with path.open("rb") as file:
+            return ova.descriptor(file, MOST_BYTES)
+    return data
 
 
 def _bytes(path: Path) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from vmtenancy.errors import Code, Problem, VmtError
-from vmtenancy.migrate import libvirt
+from vmtenancy.migrate import libvirt, openstack, ovf, ovirt, proxmox, vmx
 from vmtenancy.migrate.devices import HostFacts, resolve
 from vmtenancy.migrate.model import Machine
 from vmtenancy.migrate.objects import Conversion, Wishes, objects_of
@@ -15,7 +15,14 @@ from vmtenancy.migrate.objects import Conversion, Wishes, objects_of
 __all__ = ["MOST_BYTES", "READERS", "Conversion", "Wishes", "convert", "read"]
 
 #: Readers by the name of their source: bytes of a file to the machines in it.
-READERS: Final[dict[str, Callable[[bytes], Sequence[Machine]]]] = {"libvirt": libvirt.read}
+READERS: Final[dict[str, Callable[[bytes], Sequence[Machine]]]] = {
+    "libvirt": libvirt.read,
+    "vmx": vmx.read,
+    "ovf": ovf.read,
+    "proxmox": proxmox.read,
+    "openstack": openstack.read,
+    "ovirt": ovirt.read,
+}
 #: As large as a description may be.
 MOST_BYTES: Final = 16 << 20
 
@@ -28,6 +35,8 @@ def read(source: str, data: bytes) -> Sequence[Machine]:
     if len(data) > MOST_BYTES:
         problem = Problem(Code.SOURCE, "", "is too large", f"{len(data)} bytes", f"at most {MOST_BYTES}")
         raise VmtError(problem)
+    if source not in READERS:
+        raise VmtError(Problem(Code.SOURCE, "source", "is unknown", source, f"one of {', '.join(READERS)}"))
     return READERS[source](data)
 
 

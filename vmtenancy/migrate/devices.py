@@ -186,7 +186,10 @@ def _judge(device: Device, facts: HostFacts) -> Card:
         product = next((GPUS[one] for one in candidates if one in GPUS), vgpu_profile(device.name))
         kind = "gpu" if product else kind
     suggestion = suggested_class(product) if product else ""
-    return Card((device,), kind, product, suggestion, tuple(dict.fromkeys(filter(None, keys))))
+    # By its path any device can be named, in a map for this machine.
+    return Card(
+        (device,), kind, product, suggestion, tuple(dict.fromkeys(filter(None, [*keys, device.path])))
+    )
 
 
 def _cards(judged: Sequence[Card], by_key: Mapping[str, DeviceAnswer]) -> Iterator[Card]:

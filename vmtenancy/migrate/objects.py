@@ -35,10 +35,14 @@ _BUSES: Final = ("virtio", "sata", "scsi", "usb")
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the user wants of the objects. `default_class`: for a machine whose devices say no class."""
+    """What the user wants of the objects. `stem`: the name of a machine that has none, as its file has it.
+
+    `default_class`: for a machine whose devices say no class.
+    """
 
     namespace: str = "default"
     name: str = ""
+    stem: str = ""
     default_class: str = ""
     storage_class: str = ""
     answers: DeviceMap = field(default_factory=DeviceMap)
@@ -60,7 +64,7 @@ def objects_of(machine: Machine, devices: Resolution, source: str, wishes: Wishe
     Raises `VmtError`: NO_GPU where no class is known for it, or as `parse` does for what no GpuVM can be.
     """
     lost = list(machine.lost)
-    name = wishes.name or dns_label(machine.name)
+    name = wishes.name or dns_label(machine.name or wishes.stem)
     gpus = _gpus(machine, devices, wishes.default_class)
     for card in devices.left:
         lost += [
