@@ -54,14 +54,21 @@ def convert(
         message = "one name for several machines"
         raise VmtError(Problem(Code.SOURCE, "", message, f"{len(machines)} machines", "no name"))
     found = []
+    problems: list[Problem] = []
     taken: set[str] = set()
     for machine in machines:
         devices = resolve(machine.devices, wishes.answers, facts or HostFacts())
-        conversion = objects_of(machine, devices, source, wishes)
+        try:
+            conversion = objects_of(machine, devices, source, wishes)
+        except VmtError as error:
+            problems += error.problems
+            continue
         name = conversion.objects[0]["metadata"]["name"]
         if name in taken:
             again = replace(wishes, name=f"{name[:45].rstrip('-')}-{len(taken)}")
             conversion = objects_of(machine, devices, source, again)
         taken.add(conversion.objects[0]["metadata"]["name"])
         found.append(conversion)
+    if problems:
+        raise VmtError.of(problems)
     return found

@@ -16,7 +16,7 @@ from vmtenancy.api.common import ApiModel, ObjectName, ResourceName, Rule, Text
 from vmtenancy.api.gpuvm import AttachmentName, exactly_one
 from vmtenancy.api.names import GPU_RESOURCE_PREFIXES
 from vmtenancy.api.quantity import Quantity
-from vmtenancy.migrate.model import Device
+from vmtenancy.migrate.model import DISPLAY, Device
 from vmtenancy.migrate.products import GPUS, is_gpu_mdev, pci_kind, suggested_class, vgpu_profile
 from vmtenancy.migrate.text import pci_address
 
@@ -184,7 +184,7 @@ def _judge(device: Device, facts: HostFacts) -> Card:
         kinds = [pci_kind(one, facts.classes.get(at, "")) for one in candidates]
         kind = "gpu" if "gpu" in kinds else next(filter(None, kinds), "")
         product = next((GPUS[one] for one in candidates if one in GPUS), vgpu_profile(device.name))
-        kind = "gpu" if product else kind
+        kind = "gpu" if product or device.hint == DISPLAY else kind
     suggestion = suggested_class(product) if product else ""
     # By its path any device can be named, in a map for this machine.
     return Card(

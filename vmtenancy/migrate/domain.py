@@ -52,11 +52,12 @@ def domain_of(machine: Machine, lost: list[Lost]) -> Object:
         lost.append(Lost("machine type", guest.machine, f"KubeVirt's machines here are {wanted}"))
     domain: Object = {
         "cpu": _cpu(machine, lost),
-        "memory": _memory(machine, lost),
         "machine": {"type": wanted},
         "firmware": _firmware(machine, lost),
         "devices": _devices(machine),
     }
+    if memory := _memory(machine, lost):
+        domain["memory"] = memory
     features: Object = {}
     if firmware.secure_boot:
         features["smm"] = {"enabled": True}

@@ -8,7 +8,7 @@ from typing import Final
 from vmtenancy.migrate.libvirt_devices import drive_of, floppy_of, hostdev_of, nic_of
 from vmtenancy.migrate.model import Cpu, Firmware, Guest, Lost, Machine, Memory
 from vmtenancy.migrate.qemu_args import QemuArgs, read_args
-from vmtenancy.migrate.text import integer, refuse, scaled, shown
+from vmtenancy.migrate.text import HIDDEN, integer, refuse, scaled, shown
 from vmtenancy.migrate.xml import Node, parse
 
 #: Units of libvirt's scaled integers; without one they are KiB.
@@ -56,7 +56,7 @@ def read(data: bytes) -> tuple[Machine]:
         elif node.tag == "hostdev":
             hosts.append(hostdev_of(node))
     cpu, memory = _cpu(domain, lost), _memory(domain, lost)
-    guest = _guest(domain, nodes, args)
+    guest = _guest(domain, nodes, args, lost)
     notes = "\n".join(filter(None, (domain.text_of("title"), domain.text_of("description"))))
     os = next((node.get("id") for node in _walk(domain.find("metadata")) if node.tag == "os"), "")
     for node in (*nodes, *(inner for outer in nodes for inner in outer.nodes)):
@@ -246,7 +246,7 @@ def _firmware(domain: Node, lost: list[Lost]) -> Firmware:
     return Firmware(efi, secure, bool(tpms), domain.text_of("uuid"), serial)
 
 
-def _guest(domain: Node, nodes: list[Node], args: QemuArgs) -> Guest:
+def _guest(domain: Node, nodes: list[Node], args: QemuArgs, lost: list[Lost]) -> Guest:
     type_ = domain.find("os/type")
     features, clock = domain.find("features"), domain.find("clock")
     hyperv, spinlocks, vendor, hidden = [], 0, args.vendor_id, args.kvm_hidden
@@ -269,8 +269,8 @@ def _guest(domain: Node, nodes: list[Node], args: QemuArgs) -> Guest:
     serials = [node for node in nodes if node.tag in ("serial", "console")]
     shows = [node for node in nodes if node.tag in ("graphics", "video")]
     for node in (*serials, *shows):
-        for name in ("passwd", "passwdValidTo"):
-            node.get(name)  # a password is not carried over
+        if node.get("passwd"):
+            lost.append(Lost(node.at("passwd"), HIDDEN, "who may see the machine is decided by the cluster"))
         node.skip()
     for node in nodes:
         if node.tag == "rng":
@@ -280,6 +280,16 @@ def _guest(domain: Node, nodes: list[Node], args: QemuArgs) -> Guest:
     for node in channels:
         if node.value("target", "name") in ("org.qemu.guest_agent.0", "com.redhat.spice.0"):
             node.skip()
+    if clock and clock.get("offset") not in ("", "utc", "timezone"):
+        lost.append(
+            Lost(
+                clock.at("offset"),
+                clock.get("offset"),
+                "the machine's clock is UTC: the guest has to be told",
+            )
+        )
+        clock.get("basis")
+        clock.get("adjustment")
     return Guest(
         arch=(type_.get("arch") if type_ else "") or "x86_64",
         machine=type_.get("machine") if type_ else "",

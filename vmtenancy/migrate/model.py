@@ -6,12 +6,15 @@ Sizes are bytes. Every `path` is a place in the source, as its reader names it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 #: What a drive is stored on. `volume`: a pool or service of the source names it; `empty`: no medium.
 DriveSource = Literal["file", "block", "rbd", "iscsi", "nfs", "http", "nvme", "volume", "empty"]
 #: `vgpu` is known by a profile and no address, `dynamic` by the ids that are allowed.
 DeviceBus = Literal["pci", "mdev", "vgpu", "dynamic", "usb", "scsi", "other"]
+
+#: The hint of a device that the source itself calls the machine's display: a GPU, whatever its ids.
+DISPLAY: Final = "the machine's display"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ def networks_of(
     networks: list[Object] = []
     interfaces: list[Object] = []
     attachments: dict[str, Object] = {}
+    slugs: dict[str, str] = {}
     on_pod_network = False
     for index, nic in enumerate(machine.nics):
         name = f"nic{index}"
@@ -42,7 +43,7 @@ def networks_of(
         elif not on_pod_network and not nic.sriov and (answer.pod if answer else nic.nat):
             on_pod_network, binding = True, "masquerade"
         else:
-            attachment = _slug(nic)
+            attachment = _slug(nic, slugs)
             network["multus"] = attachment
             if nic.sriov:
                 why = f"make the NetworkAttachmentDefinition {attachment} for its SR-IOV network, or map it"
@@ -60,9 +61,16 @@ def _answer(nic: Nic, answers: DeviceMap) -> NetworkAnswer | None:
     return exact or answers.networks.get(nic.network)
 
 
-def _slug(nic: Nic) -> str:
-    text = nic.network + (f"-vlan{nic.vlan}" if nic.vlan else "")
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63].strip("-") or "network"
+def _slug(nic: Nic, taken: dict[str, str]) -> str:
+    """The name of a network's definition, by its own name; with its kind where another kind has the same."""
+    kind, _, given = nic.network.partition(":")
+    network = f"{nic.network}@{nic.vlan}"
+    for text in (given or kind, nic.network):
+        vlan = f"-vlan{nic.vlan}" if nic.vlan else ""
+        slug = f"{re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')[:50].strip('-') or 'network'}{vlan}"
+        if taken.setdefault(slug, network) == network:
+            return slug
+    return f"{slug}-{len(taken)}"
 
 
 def _attachment(name: str, nic: Nic, namespace: str, lost: list[Lost]) -> Object:

@@ -173,7 +173,12 @@ def _unread(system: Node, hardware: Node) -> Iterator[Lost]:
         if node.tag in ("System", "Info"):
             node.skip()
         for inner in node.all(
-            "ResourceType", "ResourceSubType", "AllocationUnits", "VirtualQuantity", "Connection"
+            "ResourceType",
+            "ResourceSubType",
+            "AllocationUnits",
+            "VirtualQuantity",
+            "Connection",
+            "CoresPerSocket",
         ):
             inner.skip()
     for node in hardware.all("Config", "ExtraConfig"):
@@ -293,12 +298,12 @@ def _drive(
     number = controller.text_of("Address") or "0" if controller else "0"
     return Drive(
         path=item.path,
-        name=f"{bus}{number}-{place}" if bus and place else "",
+        name=f"{bus}{number}d{place}" if bus and place else "",
         device=device,
         source="file" if location else "empty",
         location=location,
         format=format_,
-        bus=bus,
+        bus=(subtype.split()[0] if subtype else "lsilogic") if bus == "scsi" else bus,
         size=size,
     )
 

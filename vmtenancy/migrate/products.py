@@ -76,7 +76,7 @@ _CLASSES: Final = {
 }
 _PROFILE: Final = re.compile(
     r"(?:(?:grid|nvidia)[ _-]*)?"
-    r"((?:rtx(?:pro)?)?[a-z]{1,2}\d{1,4}[a-z0-9]*(?:-\d+)??)-"
+    r"((?:rtx(?:[ _-]?pro)?[ _-]?)?[a-z]{0,3}\d{1,4}[a-z0-9]*(?:-\d+)??)-"
     r"(\d+(?:-\d+)?[abcq]\d?(?:me)?(?:nogfx|gfx)?)",
     re.I,
 )

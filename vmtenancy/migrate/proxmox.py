@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from vmtenancy.migrate.cloudinit import cloud_init
 from vmtenancy.migrate.keys import Keys
 from vmtenancy.migrate.model import (
+    DISPLAY,
     Cpu,
     Device,
     Drive,
@@ -261,6 +262,7 @@ def _boot(keys: Keys) -> dict[str, int]:
 
 def _drives(keys: Keys, order: dict[str, int], lost: list[Lost]) -> tuple[list[Drive], bool]:
     found, cloud = [], False
+    adapter = keys.get("scsihw") or "lsi"
     matches = [match for key in keys if (match := _DRIVE.fullmatch(key))]
     for match in sorted(matches, key=lambda match: (match[1], int(match[2]))):
         key = match[0]
@@ -283,7 +285,7 @@ def _drives(keys: Keys, order: dict[str, int], lost: list[Lost]) -> tuple[list[D
                 source=source,
                 location="" if source == "empty" else file,
                 format=given.get("format", "") or file.rpartition(".")[2] * ("." in file),
-                bus=match[1],
+                bus=match[1] if match[1] != "scsi" or adapter.startswith("virtio") else adapter,
                 size=_size(f"{key}/size", given.get("size", "")),
                 boot=order.get(key, 0),
                 serial=unquote(given.get("serial", "")),
@@ -343,7 +345,7 @@ def _hostpci(keys: Keys, lost: list[Lost]) -> Iterator[Device]:
     for key in _named(keys, "hostpci"):
         given = _properties(keys.get(key), "host")
         hosts, mapping, mdev = given.pop("host", ""), given.pop("mapping", ""), given.pop("mdev", "")
-        hint = "a display" if given.get("x-vga") == "1" or given.get("legacy-igd") == "1" else ""
+        hint = DISPLAY if given.get("x-vga") == "1" or given.get("legacy-igd") == "1" else ""
         for name in ("pcie", "rombar", "x-vga", "legacy-igd", "ramfb", "driver"):
             given.pop(name, None)
         # Ids here are what the guest was told, not what the device is.

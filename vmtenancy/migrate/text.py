@@ -12,7 +12,7 @@ HIDDEN: Final = "(not shown)"
 #: As much of a value as is shown.
 _SHOWN: Final = 200
 _SECRET_NAME: Final = re.compile(
-    r"pass(w(or)?d|phrase)?(?![a-z])|passw|secret(?!type)|token|credential|private.?key|admin_?pass|user.?data",
+    r"pass(w(or)?d|phrase)?(?![a-z])|passw|secret(?!type)|token|credential|private.?key|(?:^|[.@_-])key$|admin_?pass|user.?data",
     re.I,
 )
 _SECRET_IN_TEXT: Final = re.compile(

@@ -86,6 +86,8 @@ _HOST_ONLY: Final = (
         "vtpm.",
     ),
 )
+#: The order in which disks are found where nothing else is said.
+_BOOTS: Final = ("scsi", "sata", "ide", "nvme")
 _DRIVE_HOST_ONLY: Final = (
     *("redo", "mode", "ctkenabled", "writethrough", "autodetect", "startconnected", "clientdevice", "shared"),
     *("exclusive", "virtualssd", "allowguestconnectioncontrol"),
@@ -215,7 +217,8 @@ def _numbered(keys: Keys, pattern: re.Pattern[str]) -> list[re.Match[str]]:
 
 def _drives(keys: Keys) -> tuple[list[Drive], list[Device]]:
     drives, scsi = [], []
-    for match in _numbered(keys, _DRIVE):
+    first = keys.get("bios.hddOrder").partition(",")[0]
+    for match in sorted(_numbered(keys, _DRIVE), key=lambda match: _BOOTS.index(match[1])):
         bus, name = match[1], f"{match[1]}{match[2]}:{match[3]}"
         keys.skip(f"{name}.{extra}" for extra in _DRIVE_HOST_ONLY)
         kind, file = keys.get(f"{name}.deviceType").lower(), keys.get(f"{name}.fileName")
@@ -234,12 +237,13 @@ def _drives(keys: Keys) -> tuple[list[Drive], list[Device]]:
         drives.append(
             Drive(
                 path=name,
-                name=name.replace(":", "-"),
+                name=name.replace(":", "d"),
                 device="cdrom" if cdrom else "disk",
                 source="empty" if not location or (cdrom and raw) else "file",
                 location=location,
                 format="" if cdrom else "vmdk",
-                bus=bus,
+                bus=keys.get(f"scsi{match[2]}.virtualDev", "lsilogic") if bus == "scsi" else bus,
+                boot=int(name == first),
             )
         )
     for key in list(keys):

@@ -12,7 +12,7 @@ from xml.parsers import expat
 from vmtenancy.migrate.text import refuse, shown
 
 _DEPTH: Final = 64
-_NODES: Final = 200_000
+_NODES: Final = 50_000
 
 
 class Node:
