@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,24 @@ def test_xml_that_is_no_machine_is_refused(source: str, text: str, words: str) -
     with pytest.raises(VmtError, match=words) as raised:
         convert(source, text.encode())
     assert raised.value.code is Code.SOURCE
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("libvirt", f"<domain><name>x</name><memory>1</memory>{'<a/>' * 20_000}</domain>"),
+        ("libvirt", f"<domain><name>x</name><memory>1</memory><a b='{'passw' * 100_000}'/></domain>"),
+        ("vmx", 'displayName = "x"\na' + " " * 200_000 + "b = 1"),
+        ("vmx", 'displayName = "x"\n' + "".join(f'ethernet{n}.present = "TRUE"\n' for n in range(30_000))),
+        ("proxmox", "name: x\nnotes: " + "a " * 200_000),
+        ("proxmox", "name: x\nnotes: " + "a-" * 200_000),
+    ],
+)
+def test_large_inputs_take_no_more_than_their_size(source: str, text: str) -> None:
+    began = time.process_time()
+    with contextlib.suppress(VmtError):
+        convert(source, text.encode(), Wishes(default_class="g"))
+    assert time.process_time() - began < 5, "what is quadratic takes minutes"
 
 
 def test_node_devices_are_read_as_carefully(tmp_path: Path) -> None:
@@ -194,7 +214,7 @@ def test_files_that_are_not_there_and_maps_that_are_none(tmp_path: Path) -> None
 MUTATIONS = (b"", b"0", b"-1", b"9" * 30, b"\xff\0", b"x", b"<a/>")
 
 
-@settings(max_examples=250)
+@settings(max_examples=150)
 @given(st.sampled_from(sorted(SAMPLES)), st.data())
 def test_mutated_inputs_never_end_in_a_traceback(name: str, data: st.DataObject) -> None:
     source, path, _ = SAMPLES[name]

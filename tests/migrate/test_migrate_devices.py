@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from migrate_samples import INPUTS, converted, facts
+from migrate_samples import INPUTS, ROOT, converted, facts
 
 from vmtenancy.api.names import UNRESOLVED_ANNOTATION
 from vmtenancy.api.parsing import validate
@@ -18,6 +19,7 @@ from vmtenancy.migrate.convert import Wishes, convert
 from vmtenancy.migrate.devices import DeviceMap, HostFacts, resolve
 from vmtenancy.migrate.model import Device
 from vmtenancy.migrate.products import suggested_class, vgpu_profile
+from vmtenancy.render.document import load_document
 
 GPU, AUDIO, NIC, UNKNOWN = "10de:2230", "10de:1aef", "15b3:1018", "1234:5678"
 
@@ -191,6 +193,12 @@ def test_a_machine_whose_devices_say_no_class_is_refused_with_what_to_put_into_t
 def test_maps_that_are_wrong_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(VmtError):
         validate(DeviceMap, wrong)
+
+
+def test_the_map_of_the_documentation_is_one() -> None:
+    text = (ROOT / "docs" / "migration.md").read_text()
+    (block,) = re.findall(r"```yaml\n(devices:.*?)```", text, re.S)
+    assert len(validate(DeviceMap, load_document(block)).devices) == 7
 
 
 def test_addresses_of_a_map_say_what_is_there() -> None:

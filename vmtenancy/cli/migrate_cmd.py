@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 
 from vmtenancy.cli.common import Output, show
 from vmtenancy.errors import Code, Problem, VmtError
@@ -145,14 +144,13 @@ def _bytes(path: Path) -> bytes:
 def _device_map(path: Path) -> DeviceMap:
     from vmtenancy.api.parsing import validate
     from vmtenancy.migrate.devices import DeviceMap
+    from vmtenancy.render.document import load_document
 
     with _told_of(path):
-        data = _bytes(path)
         try:
-            loaded: Any = yaml.safe_load(data)
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-            found = " ".join(str(error).split())
-            raise VmtError(Problem(Code.SOURCE, "", "is no YAML", found, "a device map")) from None
+            loaded = load_document(_bytes(path).decode())
+        except ValueError as error:
+            raise VmtError(Problem(Code.SOURCE, "", "is no YAML", str(error), "a device map")) from None
         return validate(DeviceMap, {} if loaded is None else loaded)
 
 

@@ -7,7 +7,7 @@ so, or unresolved.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -227,11 +227,12 @@ def _cards(judged: Sequence[Card], by_key: Mapping[str, DeviceAnswer]) -> Iterat
             not device.address and card.kind.startswith("function") and vendor in last and not answers[index]
         ):
             folded[index] = last[vendor]
+    more: dict[int, list[Device]] = {}
+    for index, onto in folded.items():
+        more.setdefault(onto, []).append(judged[index].devices[0])
     for index, card in enumerate(judged):
-        if index in folded:
-            continue
-        more = [judged[other].devices[0] for other in range(len(judged)) if folded.get(other) == index]
-        yield Card((*card.devices, *more), card.kind, card.product, card.suggestion, card.keys)
+        if index not in folded:
+            yield replace(card, devices=(*card.devices, *more.get(index, ())))
 
 
 def _is_exact(card: Card, by_key: Mapping[str, DeviceAnswer]) -> bool:

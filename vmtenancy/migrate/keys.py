@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 from vmtenancy.migrate.model import Lost
-from vmtenancy.migrate.text import integer, shown
+from vmtenancy.migrate.text import integer, refuse, shown
+
+_MOST: Final = 20_000
 
 
 class Keys:
-    """Values by key, case ignored. Asking marks a key as read; `unread` has the others."""
+    """Values by key, case ignored. Asking marks a key as read; `unread` has the others.
+
+    Raises VmtError (SOURCE) for more of them than a machine can have.
+    """
 
     def __init__(self, values: Mapping[str, str]) -> None:
+        if len(values) > _MOST:
+            raise refuse("", "has too many entries", str(len(values)), f"at most {_MOST}")
         self._values = {key.lower(): value for key, value in values.items()}
         self._spelt = {key.lower(): key for key in values}
         self._read: set[str] = set()

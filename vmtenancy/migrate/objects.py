@@ -78,7 +78,7 @@ def objects_of(machine: Machine, devices: Resolution, source: str, wishes: Wishe
         volume = data_volume_name(name, disk_name)
         disks.append(_disk(disk_name, drive, order.get(drive.path), lost))
         volumes.append({"name": disk_name, "dataVolume": {"name": volume}})
-        filled_from[volume] = without_credentials(drive.location) or drive.source
+        filled_from[volume] = shown("location", drive.location) or drive.source
         if size:
             data_volumes.append(_data_volume(volume, name, drive, size, wishes))
         else:
@@ -105,9 +105,13 @@ def objects_of(machine: Machine, devices: Resolution, source: str, wishes: Wishe
         "os": machine.os,
         "autostart": machine.autostart,
         "tags": list(machine.tags),
-        "notes": without_credentials(machine.notes)[:_MOST_NOTES],
+        "notes": without_credentials(machine.notes[:_MOST_NOTES]),
         "dataVolumes": filled_from,
     }
+    if len(machine.notes) > _MOST_NOTES:
+        lost.append(
+            Lost("notes", f"{len(machine.notes)} characters", f"an annotation has the first {_MOST_NOTES}")
+        )
     annotations = {
         names.MIGRATED_ANNOTATION: _json(told),
         names.NOT_KEPT_ANNOTATION: _json(_listed(lost)) if lost else None,

@@ -30,8 +30,12 @@ from vmtenancy.migrate.model import (
 from vmtenancy.migrate.text import integer, refuse, shown
 
 _Json = Mapping[str, Any]
+#: What stands beside the servers, by kind and id.
+_Known = Mapping[str, Mapping[str, _Json]]
 
 _GIB, _MIB = 1 << 30, 1 << 20
+#: Lists beside the servers, and what names an entry of each.
+_BESIDE: Final = {"flavors": "id", "images": "id", "volumes": "id", "ports": "mac_address"}
 #: What Nova remembers of a server, and what only its own cloud knows.
 _CLOUD_ONLY: Final = (
     *("id", "links", "created", "updated", "hostid", "progress", "status", "tenant_id", "user_id", "locked"),
@@ -66,7 +70,11 @@ def read(data: bytes) -> tuple[Machine, ...]:
         servers = [("server", document.get("server"))]
     if not servers:
         raise refuse("servers", "is empty", expected="at least one server")
-    return tuple(_machine(path, _object(path, server), document) for path, server in servers)
+    known = {
+        kind: {str(one.get(key)).lower(): one for one in _list(kind, document.get(kind))}
+        for kind, key in _BESIDE.items()
+    }
+    return tuple(_machine(path, _object(path, server), known) for path, server in servers)
 
 
 def _object(path: str, value: Any) -> _Json:
@@ -91,22 +99,22 @@ def _number(path: str, value: Any, least: int = 0) -> int:
     return integer(path, str(value), least=least, most=1 << 40)
 
 
-def _named(document: _Json, kind: str, id_: Any) -> _Json:
+def _named(known: _Known, kind: str, id_: Any) -> _Json:
     """What a list of the document has of this id; nothing where there is none."""
-    return next((one for one in _list(kind, document.get(kind)) if one.get("id") == id_), {})
+    return known[kind].get(str(id_).lower(), {})
 
 
 def _texts(value: Any) -> dict[str, str]:
     return {str(key): str(item) for key, item in value.items()} if isinstance(value, dict) else {}
 
 
-def _machine(path: str, server: _Json, document: _Json) -> Machine:
+def _machine(path: str, server: _Json, known: _Known) -> Machine:
     lost: list[Lost] = []
-    flavor = _flavor(path, server, document)
+    flavor = _flavor(path, server, known)
     image_ref = server.get("image")
-    image = _named(document, "images", image_ref.get("id")) if isinstance(image_ref, dict) else {}
+    image = _named(known, "images", image_ref.get("id")) if isinstance(image_ref, dict) else {}
     volumes = [
-        (volume, _named(document, "volumes", volume.get("id")))
+        (volume, _named(known, "volumes", volume.get("id")))
         for volume in _list(
             f"{path}.os-extended-volumes:volumes_attached", server.get("os-extended-volumes:volumes_attached")
         )
@@ -132,9 +140,9 @@ def _machine(path: str, server: _Json, document: _Json) -> Machine:
     )
     devices = list(_devices(f"{at}.extra_specs", specs))
     seen = Keys({k: v if isinstance(v, str) else json.dumps(v) for k, v in server.items()})
-    nics = _nics(path, server, document, meta.get("hw_vif_model"), lost)
+    nics = _nics(path, server, known, meta.get("hw_vif_model"), lost)
     cloud = _user_data(server)
-    for known in (
+    for key in (
         "name",
         "flavor",
         "image",
@@ -143,7 +151,7 @@ def _machine(path: str, server: _Json, document: _Json) -> Machine:
         "tags",
         "os-extended-volumes:volumes_attached",
     ):
-        seen.get(known)
+        seen.get(key)
     seen.skip(_CLOUD_ONLY)
     for key in list(seen):
         if server.get(seen.spelt(key)) in (None, "", [], {}):
@@ -181,13 +189,13 @@ def _machine(path: str, server: _Json, document: _Json) -> Machine:
     return replace(machine, lost=(*lost, *rest))
 
 
-def _flavor(path: str, server: _Json, document: _Json) -> _Json:
+def _flavor(path: str, server: _Json, known: _Known) -> _Json:
     flavor = server.get("flavor")
     if not isinstance(flavor, dict):
         raise refuse(f"{path}.flavor", "is required", expected="a server as GET /servers/{id} shows it")
     if "vcpus" in flavor:
         return flavor
-    return _named(document, "flavors", flavor.get("id")) or flavor
+    return _named(known, "flavors", flavor.get("id")) or flavor
 
 
 def _cpu(at: str, vcpus: int, specs: Keys, meta: Keys) -> Cpu:
@@ -255,9 +263,9 @@ def _drives(
         location = f"image {image['id']}"
         yield Drive(f"{path}.image", "root", "disk", "volume", location, "", bus, size, boot=1)
         index = 1
-    for volume, known in volumes:
+    for volume, details in volumes:
         id_, at = str(volume.get("id")), f"{path}.os-extended-volumes:volumes_attached"
-        size = _number(f"volumes {id_}", known.get("size")) * _GIB
+        size = _number(f"volumes {id_}", details.get("size")) * _GIB
         boot = int(not index)
         yield Drive(
             f"{at}[{id_}]", f"volume{index}", "disk", "volume", f"volume {id_}", "", bus, size, boot=boot
@@ -274,7 +282,7 @@ def _drives(
             yield Drive(f"{path}.flavor.{part}", part, "disk", "empty", "", "", bus, size)
 
 
-def _nics(path: str, server: _Json, document: _Json, model: str, lost: list[Lost]) -> list[Nic]:
+def _nics(path: str, server: _Json, known: _Known, model: str, lost: list[Lost]) -> list[Nic]:
     """One interface for each MAC of a network; older answers have no MAC: one for each network then."""
     found: dict[tuple[str, str], list[str]] = {}
     addresses = server.get("addresses")
@@ -286,14 +294,13 @@ def _nics(path: str, server: _Json, document: _Json, model: str, lost: list[Lost
                 continue
             mac = str(address.get("OS-EXT-IPS-MAC:mac_addr") or "").lower()
             found.setdefault((str(network), mac), []).append(text)
-    ports = {str(port.get("mac_address")).lower(): port for port in _list("ports", document.get("ports"))}
     return [
         Nic(
             path=f"{path}.addresses.{network}",
             network=f"network:{network}",
             mac=mac,
             model=model,
-            sriov=str(ports.get(mac, {}).get("binding:vnic_type", "normal")).startswith(
+            sriov=str(_named(known, "ports", mac).get("binding:vnic_type", "normal")).startswith(
                 ("direct", "macvtap")
             ),
             addresses=tuple(given),

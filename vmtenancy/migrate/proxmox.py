@@ -27,7 +27,7 @@ from vmtenancy.migrate.model import (
 from vmtenancy.migrate.qemu_args import read_args
 from vmtenancy.migrate.text import integer, pci_address, refuse, shown
 
-_LINE: Final = re.compile(r"([A-Za-z][\w-]*)\s*:\s*(.*?)\s*")
+_KEY: Final = re.compile(r"[A-Za-z][\w-]*")
 _SECTION: Final = re.compile(r"\[([^\]]+)\]")
 _DRIVE: Final = re.compile(r"(ide|sata|scsi|virtio)(\d+)")
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)i?B?", re.I)
@@ -165,10 +165,10 @@ def _entries(data: bytes, lost: list[Lost]) -> tuple[dict[str, str], str]:
         if line.startswith("#"):
             notes.append(unquote(line[1:]))
             continue
-        match = _LINE.fullmatch(line.strip())
-        if match is None:
-            raise refuse(f"line {number}", "is no entry", line.partition(":")[0][:40], "key: value")
-        values[match[1]] = match[2]
+        key, colon, value = (part.strip() for part in line.partition(":"))
+        if not colon or not _KEY.fullmatch(key):
+            raise refuse(f"line {number}", "is no entry", key[:40], "key: value")
+        values[key] = value
     if not values:
         raise refuse("", "has no entries", expected="lines of key: value")
     if described := values.pop("description", ""):

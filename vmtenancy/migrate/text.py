@@ -9,14 +9,15 @@ from typing import Final
 from vmtenancy.errors import Code, Problem, VmtError
 
 HIDDEN: Final = "(not shown)"
-#: As much of a value as is shown.
+#: As much of a value as is shown, and as is looked at for it.
 _SHOWN: Final = 200
+_SEEN: Final = 4096
 _SECRET_NAME: Final = re.compile(
     r"pass(w(or)?d|phrase)?(?![a-z])|passw|secret(?!type)|token|credential|private.?key|(?:^|[.@_-])key$|admin_?pass|user.?data",
     re.I,
 )
 _SECRET_IN_TEXT: Final = re.compile(
-    r"((?:[\w.-]*(?:passw(?:or)?d|passphrase|passwd|secret|token|api_?key|osk)[\w.-]*|\bpass)\"?\s*[=:]\s*)"
+    r"((?<![\w.-])(?:[\w.-]*?(?:passw|passphrase|secret|token|api_?key|osk)[\w.-]*|pass)\"?\s*[=:]\s*)"
     r"(\"[^\"]*\"|'[^']*'|[^\s,;&]+)",
     re.I,
 )
@@ -34,7 +35,7 @@ def shown(name: str, value: str) -> str:
     """`value` on one line as far as it may be shown under this name: no credentials, and cut when long."""
     if _SECRET_NAME.search(name.rpartition("/")[2]):
         return HIDDEN
-    text = " ".join(without_credentials(value).split())
+    text = " ".join(without_credentials(value[:_SEEN]).split())
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 

@@ -11,7 +11,6 @@ from vmtenancy.migrate.keys import Keys
 from vmtenancy.migrate.model import CloudInit, Cpu, Device, Drive, Firmware, Guest, Lost, Machine, Memory, Nic
 from vmtenancy.migrate.text import integer, pci_address, pci_ids, refuse
 
-_LINE: Final = re.compile(r"\s*([^=\s][^=]*?)\s*=\s*(?:\"(.*)\"|([^\"]*?))\s*")
 _ESCAPE: Final = re.compile(r"\|([0-9A-Fa-f]{2})")
 _DRIVE: Final = re.compile(r"(scsi|sata|ide|nvme)(\d+):(\d+)\.present")
 _NIC: Final = re.compile(r"ethernet(\d+)\.present")
@@ -169,11 +168,12 @@ def _entries(data: bytes) -> dict[str, str]:
         stripped = line.strip().lstrip("\ufeff")
         if not stripped or stripped.startswith("#"):
             continue
-        match = _LINE.fullmatch(stripped)
-        if match is None:
-            raise refuse(f"line {number}", "is no entry", stripped.partition("=")[0][:40], 'key = "value"')
-        value = match[2] if match[2] is not None else match[3]
-        entries[match[1]] = _ESCAPE.sub(lambda code: chr(int(code[1], 16)), value)
+        key, equals, value = (part.strip() for part in stripped.partition("="))
+        quoted = len(value) > 1 and value[0] == value[-1] == '"'
+        if not key or not equals or (not quoted and '"' in value):
+            raise refuse(f"line {number}", "is no entry", key[:40], 'key = "value"')
+        value = value[1:-1] if quoted else value
+        entries[key] = _ESCAPE.sub(lambda code: chr(int(code[1], 16)), value)
     if not entries:
         raise refuse("", "has no entries", expected='lines of key = "value"')
     if not any(key.lower() in ("config.version", "virtualhw.version", "displayname") for key in entries):

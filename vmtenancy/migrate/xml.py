@@ -18,10 +18,25 @@ _NODES: Final = 50_000
 class Node:
     """An element, by its local name. Asking marks what was asked for as read."""
 
-    __slots__ = ("_attributes", "_read", "_texts", "_wanted", "nodes", "parent", "space", "tag")
+    __slots__ = (
+        "_attributes",
+        "_counts",
+        "_position",
+        "_read",
+        "_texts",
+        "_wanted",
+        "nodes",
+        "parent",
+        "tag",
+    )
 
-    def __init__(self, tag: str, space: str, attributes: dict[str, str], parent: Node | None) -> None:
-        self.tag, self.space, self.parent = tag, space, parent
+    def __init__(self, tag: str, attributes: dict[str, str], parent: Node | None) -> None:
+        self.tag, self.parent = tag, parent
+        self._counts: dict[str, int] = {}
+        self._position = 1
+        if parent is not None:
+            self._position = parent._counts[tag] = parent._counts.get(tag, 0) + 1
+            parent.nodes.append(self)
         self.nodes: list[Node] = []
         self._attributes = attributes
         self._texts: list[str] = []
@@ -33,8 +48,7 @@ class Node:
         """`domain/devices/hostdev[2]`, counted among siblings of one name where there are several."""
         if self.parent is None:
             return self.tag
-        same = [node for node in self.parent.nodes if node.tag == self.tag]
-        index = "" if len(same) == 1 else f"[{next(i for i, node in enumerate(same, 1) if node is self)}]"
+        index = f"[{self._position}]" if self.parent._counts[self.tag] > 1 else ""
         return f"{self.parent.path}/{self.tag}{index}"
 
     def get(self, name: str, default: str = "") -> str:
@@ -122,11 +136,12 @@ def parse(data: bytes) -> Node:
         count += 1
         if len(open_nodes) >= _DEPTH or count > _NODES:
             raise refuse(where(), "too large", expected=f"at most {_NODES} elements, {_DEPTH} deep")
-        space, _, tag = name.rpartition("}")
+        tag = name.rpartition("}")[2]
         plain = {key.rpartition("}")[2]: value for key, value in attributes.items()}
         parent = open_nodes[-1] if open_nodes else None
-        node = Node(tag, space, plain, parent)
-        (parent.nodes if parent else root).append(node)
+        node = Node(tag, plain, parent)
+        if parent is None:
+            root.append(node)
         open_nodes.append(node)
 
     def end(_: str) -> None:
