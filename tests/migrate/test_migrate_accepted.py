@@ -1,4 +1,4 @@
-"""What the samples become is accepted by the real API server: our CRD, CDI's CRD and KubeVirt's webhooks, by dry-run."""
+"""What the samples become is accepted by the real API server: our CRD, CDI's and KubeVirt's webhooks, by dry-run."""
 
 from __future__ import annotations
 

@@ -274,6 +274,32 @@ def test_a_flavor_that_is_only_named_is_looked_up_or_refused() -> None:
     assert (machine.cpu.vcpus, machine.memory.bytes) == (4, 1 << 30)
 
 
+def test_what_openstacks_client_prints_is_read() -> None:
+    shown = {
+        "name": "s",
+        "flavor": {"vcpus": 2, "ram": 1024, "disk": 10, "extra_specs": {"pci_passthrough:alias": "a100:1"}},
+        "image": "ubuntu (70a599e0-31e7-49b7-b260-868f441e862b)",
+        "addresses": {"private": ["192.168.1.30"]},
+        "volumes_attached": [{"id": "v"}],
+    }
+    (machine,) = openstack.read(json.dumps(shown).encode())
+    assert [drive.location for drive in machine.drives] == [
+        "image 70a599e0-31e7-49b7-b260-868f441e862b",
+        "volume v",
+    ]
+    assert (len(machine.nics), [d.name for d in machine.devices]) == (1, ["a100"])
+
+
+@pytest.mark.parametrize(("bus", "found"), [("0x0a", "0a"), ("10", "0a"), ("012", "0a"), ("01", "01")])
+def test_addresses_of_libvirt_are_numbers_as_c_writes_them(bus: str, found: str) -> None:
+    text = (
+        "<domain><name>x</name><memory>1024</memory><devices><hostdev mode='subsystem' type='pci'><source>"
+        f"<address domain='0' bus='{bus}' slot='00' function='0'/></source></hostdev></devices></domain>"
+    )
+    (machine,) = libvirt.read(text.encode())
+    assert machine.devices[0].address == f"0000:{found}:00.0"
+
+
 def test_mdev_types_of_ovirt_are_in_a_custom_property_or_of_their_own() -> None:
     base = "<vm><name>x</name><memory>1048576</memory>{}</vm>"
     old = (

@@ -66,6 +66,8 @@ def read(data: bytes) -> tuple[Machine, ...]:
         raise refuse("", "is no object", type(document).__name__, "an object with server or servers")
     if isinstance(document.get("servers"), list):
         servers = [(f"servers[{index}]", server) for index, server in enumerate(document["servers"])]
+    elif "server" not in document and "flavor" in document:
+        servers = [("server", _from_client(document))]
     else:
         servers = [("server", document.get("server"))]
     if not servers:
@@ -75,6 +77,25 @@ def read(data: bytes) -> tuple[Machine, ...]:
         for kind, key in _BESIDE.items()
     }
     return tuple(_machine(path, _object(path, server), known) for path, server in servers)
+
+
+def _from_client(shown_: _Json) -> _Json:
+    """What `openstack server show -f json` prints, as the API has it: texts instead of some objects."""
+    image, addresses = shown_.get("image"), shown_.get("addresses")
+    found = {**shown_, "os-extended-volumes:volumes_attached": shown_.get("volumes_attached")}
+    found.pop("volumes_attached", None)
+    if isinstance(image, str):
+        named = re.search(r"\(([0-9a-f-]{36})\)$", image)
+        found["image"] = {"id": named[1]} if named else ""
+    if isinstance(addresses, dict):
+        found["addresses"] = {
+            network: [{"addr": one} if isinstance(one, str) else one for one in given]
+            for network, given in addresses.items()
+            if isinstance(given, list)
+        }
+    if isinstance(found.get("properties"), dict):
+        found["metadata"] = found.pop("properties")
+    return found
 
 
 def _object(path: str, value: Any) -> _Json:

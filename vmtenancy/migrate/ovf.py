@@ -188,6 +188,9 @@ def _unread(system: Node, hardware: Node) -> Iterator[Lost]:
         elif node.get("key") not in ("firmware", "bootOptions.efiSecureBootEnabled", "nvram"):
             path, value = f"{node.path} {node.get('key')}", node.get("value")
             yield Lost(path, shown(node.get("key"), value), "no field of a KubeVirt machine takes it")
+    for node in system.all("Machine"):
+        node.skip()
+        yield Lost(node.path, "VirtualBox's own settings", "of these only the firmware is read")
     for section in system.all("ProductSection"):
         for node in section.all("Property"):
             key, value = node.get("key"), node.get("value")

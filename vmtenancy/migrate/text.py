@@ -46,10 +46,13 @@ def without_credentials(text: str) -> str:
 
 
 def integer(path: str, text: str, least: int = 0, most: int = 1 << 62, base: int = 10) -> int:
-    """A whole number. `base` 0: as C writes it, `0x` for hex. Raises VmtError (SOURCE)."""
+    """A whole number. `base` 0: as C writes it, `0x` for hex and `0` for octal. Raises VmtError (SOURCE)."""
+    digits = text.strip()
+    if base == 0:
+        base = 16 if re.match(r"[-+]?0x", digits, re.I) else 8 if re.match(r"[-+]?0[0-9]", digits) else 10
     try:
         # int() also takes underscores and digits of other scripts, which no source means.
-        value = int(text.strip(), base) if re.fullmatch(r"\s*[-+]?[0-9A-Za-z]+\s*", text, re.ASCII) else None
+        value = int(digits, base) if re.fullmatch(r"[-+]?[0-9A-Za-z]+", digits, re.ASCII) else None
     except ValueError:
         value = None
     if value is None or not least <= value <= most:
