@@ -233,6 +233,16 @@ def test_mutated_inputs_never_end_in_a_traceback(name: str, data: st.DataObject)
         assert conversion.devices.devices == len(conversion.machine.devices)
 
 
+@pytest.mark.parametrize("encoding", [b"nosuch", b"\0", b"zlib", b"utf-16", b"windows-1252"])
+def test_encodings_of_vmx_that_are_wrong_do_no_harm(encoding: bytes) -> None:
+    text = b'.encoding = "%s"\ndisplayName = "caf\xe9"\nmemsize = "64"\n' % encoding
+    try:
+        (found,) = convert("vmx", text, Wishes(default_class="g"))
+        assert found.machine.name == "caf\xe9" or encoding != b"windows-1252"
+    except VmtError:
+        assert encoding == b"utf-16"
+
+
 @settings(max_examples=60)
 @given(st.sampled_from(sorted(READERS)), st.binary(max_size=200))
 def test_noise_never_ends_in_a_traceback(source: str, data: bytes) -> None:

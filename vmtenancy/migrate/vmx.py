@@ -161,7 +161,7 @@ def _entries(data: bytes) -> dict[str, str]:
     encoding = head[1].decode("ascii", "replace") if head else "utf-8"
     try:
         text = data.decode(encoding)
-    except (LookupError, UnicodeDecodeError):
+    except (LookupError, ValueError):  # no such encoding, or not in it
         text = data.decode("latin-1" if encoding.lower() in ("utf-8", "utf8") else "utf-8", "replace")
     entries: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
