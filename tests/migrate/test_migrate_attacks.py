@@ -70,6 +70,7 @@ def test_xml_that_is_no_machine_is_refused(source: str, text: str, words: str) -
         ("libvirt", f"<domain><name>x</name><memory>1</memory><a b='{'passw' * 100_000}'/></domain>"),
         ("vmx", 'displayName = "x"\na' + " " * 200_000 + "b = 1"),
         ("vmx", 'displayName = "x"\n' + "".join(f'ethernet{n}.present = "TRUE"\n' for n in range(30_000))),
+        ("vmx", "\n" * 1_000_000),
         ("proxmox", "name: x\nnotes: " + "a " * 200_000),
         ("proxmox", "name: x\nnotes: " + "a-" * 200_000),
     ],

@@ -157,7 +157,7 @@ def read(data: bytes) -> tuple[Machine]:
 
 
 def _entries(data: bytes) -> dict[str, str]:
-    head = re.search(rb'^\s*\.encoding\s*=\s*"([^"]*)"', data, re.I | re.M)
+    head = re.search(rb'^[ \t]*\.encoding[ \t]*=[ \t]*"([^"]*)"', data, re.I | re.M)
     encoding = head[1].decode("ascii", "replace") if head else "utf-8"
     try:
         text = data.decode(encoding)
