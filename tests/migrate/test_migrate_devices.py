@@ -300,6 +300,19 @@ def test_addresses_of_libvirt_are_numbers_as_c_writes_them(bus: str, found: str)
     assert machine.devices[0].address == f"0000:{found}:00.0"
 
 
+def test_the_boot_order_of_libvirt_is_by_device_or_by_kind() -> None:
+    text = """<domain><name>x</name><memory>1024</memory><os><boot dev='network'/><boot dev='hd'/></os><devices>
+    <disk type='file' device='cdrom'><source file='a.iso'/><target dev='sda'/></disk>
+    <disk type='file'><source file='a'/><target dev='vda'/></disk>
+    <disk type='file'><source file='b'/><target dev='vdb'/></disk>
+    <interface type='bridge'><source bridge='b'/></interface>{}</devices></domain>"""
+    (machine,) = libvirt.read(text.format("").encode())
+    assert ([drive.boot for drive in machine.drives], machine.nics[0].boot) == ([0, 2, 0], 1)
+    own = "<disk type='file'><source file='c'/><target dev='vdc'/><boot order='1'/></disk>"
+    (machine,) = libvirt.read(text.format(own).encode())
+    assert ([drive.boot for drive in machine.drives], machine.nics[0].boot) == ([0, 0, 0, 1], 0)
+
+
 def test_mdev_types_of_ovirt_are_in_a_custom_property_or_of_their_own() -> None:
     base = "<vm><name>x</name><memory>1048576</memory>{}</vm>"
     old = (

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from vmtenancy.migrate.libvirt_devices import drive_of, floppy_of, hostdev_of, nic_of
-from vmtenancy.migrate.model import Cpu, Firmware, Guest, Lost, Machine, Memory
+from vmtenancy.migrate.model import Cpu, Drive, Firmware, Guest, Lost, Machine, Memory, Nic
 from vmtenancy.migrate.qemu_args import QemuArgs, read_args
 from vmtenancy.migrate.text import HIDDEN, integer, refuse, scaled, shown
 from vmtenancy.migrate.xml import Node, parse
@@ -20,7 +21,7 @@ UNITS: Final = {
 }
 #: How the old host wires and runs it: nothing of it is the machine's own.
 _HOST_ONLY: Final = frozenset(
-    {"emulator", "controller", "memballoon", "alias", "input", "hub", "panic", "audio", "address"}
+    {"emulator", "controller", "memballoon", "alias", "input", "hub", "audio", "address"}
 )
 _TOP_HOST_ONLY: Final = frozenset({"on_poweroff", "on_reboot", "on_crash", "pm", "seclabel", "genid"})
 _HYPERV: Final = {
@@ -49,18 +50,21 @@ def read(data: bytes) -> tuple[Machine]:
     nodes = devices.nodes if devices else []
     drives = [drive for node in nodes if node.tag == "disk" and (drive := drive_of(node)) is not None]
     lost += [floppy_of(node) for node in nodes if node.tag == "disk" and node.get("device") == "floppy"]
-    nics, hosts = [], list(args.devices)
+    nics: list[Nic] = []
+    hosts = list(args.devices)
     for node in nodes:
         if node.tag == "interface":
             nics.append(nic_of(node))
         elif node.tag == "hostdev":
             hosts.append(hostdev_of(node))
+    _order(domain, drives, nics)
     cpu, memory = _cpu(domain, lost), _memory(domain, lost)
     guest = _guest(domain, nodes, args, lost)
     notes = "\n".join(filter(None, (domain.text_of("title"), domain.text_of("description"))))
     os = next((node.get("id") for node in _walk(domain.find("metadata")) if node.tag == "os"), "")
     for node in (*nodes, *(inner for outer in nodes for inner in outer.nodes)):
-        if node.tag in _HOST_ONLY and node.tag != "hostdev":
+        # Keyboards and mice of the host itself are the machine's own.
+        if node.tag in _HOST_ONLY and node.get("type") not in ("passthrough", "evdev"):
             node.skip()
     for node in domain.nodes:
         if node.tag in _TOP_HOST_ONLY:
@@ -86,6 +90,21 @@ def read(data: bytes) -> tuple[Machine]:
         lost=tuple(lost),
     )
     return (machine,)
+
+
+def _order(domain: Node, drives: list[Drive], nics: list[Nic]) -> None:
+    """The boot order by kinds of devices, where the devices have none of their own: the first of each kind."""
+    if any(one.boot for one in drives) or any(nic.boot for nic in nics):
+        return
+    os = domain.find("os")
+    kinds = [node.get("dev") for node in os.all("boot")] if os else []
+    for order, kind in enumerate(dict.fromkeys(kinds), 1):
+        if kind == "network" and nics:
+            nics[0] = replace(nics[0], boot=order)
+        wanted = {"hd": "disk", "cdrom": "cdrom"}.get(kind)
+        index = next((i for i, drive in enumerate(drives) if drive.device == wanted), None)
+        if index is not None:
+            drives[index] = replace(drives[index], boot=order)
 
 
 def _walk(node: Node | None) -> Iterator[Node]:

@@ -147,7 +147,7 @@ def _machine(vm: Node) -> Machine:
             if tag not in ("bios", "memory_policy"):
                 node.skip()
     for node in vm.nodes:
-        if node.tag in (*_ENGINE_ONLY, "display", "cdroms", "initialization", "serial_number", "usb"):
+        if node.tag in (*_ENGINE_ONLY, "display", "cdroms", "serial_number", "usb"):
             node.skip()
     for node in vm.all("bios"):
         for inner in node.all("boot_menu"):

@@ -244,6 +244,7 @@ def _drives(keys: Keys) -> tuple[list[Drive], list[Device]]:
                 format="" if cdrom else "vmdk",
                 bus=keys.get(f"scsi{match[2]}.virtualDev", "lsilogic") if bus == "scsi" else bus,
                 boot=int(name == first),
+                shareable=keys.get(f"{bus}{match[2]}.sharedBus", "none").lower() not in ("none", ""),
             )
         )
     for key in list(keys):
@@ -363,6 +364,8 @@ def _consoles(keys: Keys, lost: list[Lost]) -> bool:
         keys.skip([f"{name}."] if not name.startswith("usb") else [f"{name}.present", f"{name}.pcislot"])
         if present and name.startswith("serial"):
             found = True
+            if file:
+                lost.append(Lost(name, file, "KubeVirt's serial port is a console"))
         elif present and used and not name.startswith(("usb", "ehci")):
             lost.append(Lost(name, file or "(present)", "KubeVirt's machines here have none"))
     keys.skip(["usb_xhci:", "usb:", "usb.generic."])
