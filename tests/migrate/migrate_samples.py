@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "migration"
 INPUTS = Path(__file__).parent / "inputs"
 GOLDEN = Path(__file__).parent / "golden"
+#: Real descriptions of other projects, where their folder is given.
+DATA = Path(os.environ.get("VMTENANCY_DATA", "/nonexistent")) / "vm-samples"
 #: By name: source, file, and answers.
 SAMPLES: dict[str, tuple[str, Path, dict[str, Any]]] = {
     "libvirt": ("libvirt", EXAMPLE / "cad.xml", yaml.safe_load((EXAMPLE / "device-map.yaml").read_text())),

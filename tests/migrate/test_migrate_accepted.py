@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from migrate_samples import ROOT, SAMPLES, converted
+from kubernetes.client import ApiException
+from migrate_samples import DATA, ROOT, SAMPLES, converted
 
 from vmtenancy.api.gpuallocation import Grant
 from vmtenancy.api.gpuvm import GpuVM
 from vmtenancy.api.parsing import parse
+from vmtenancy.errors import VmtError
+from vmtenancy.migrate.convert import READERS, Conversion, Wishes, convert
 from vmtenancy.render.catalog import parse_catalog
 from vmtenancy.runtimes.kubevirt import VmInputs, objects
 from vmtenancy.testing.cleanup import Snapshot
@@ -67,13 +72,32 @@ def rendered(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     return objects(vm, grants, VmInputs("design", CATALOG))
 
 
+def accept_all(host: ControlPlane, conversion: Conversion) -> None:
+    """The objects, and what the controller would make of them."""
+    for obj in (*conversion.objects, *rendered(conversion.objects[0])):
+        # The CRD of NetworkAttachmentDefinitions is of the network plumbing group, and not part of KubeVirt.
+        if obj["kind"] != "NetworkAttachmentDefinition":
+            accept(host, obj)
+
+
 @pytest.mark.parametrize("name", SAMPLES)
 def test_everything_is_accepted(host: ControlPlane, name: str) -> None:
     for conversion in converted(name):
-        for obj in conversion.objects:
-            # The CRD of NetworkAttachmentDefinitions is of the network plumbing group, and not part of KubeVirt.
-            if obj["kind"] != "NetworkAttachmentDefinition":
-                accept(host, obj)
-        for obj in rendered(conversion.objects[0]):
-            stored = accept(host, obj)
-            assert stored["spec"]["template"]["spec"]["domain"]["firmware"] is not None
+        accept_all(host, conversion)
+
+
+def test_kubevirt_is_really_asked(host: ControlPlane) -> None:
+    machine = rendered(converted("libvirt")[0].objects[0])[-1]
+    del machine["spec"]["template"]["spec"]["domain"]["features"]["smm"]
+    with pytest.raises(ApiException, match="SecureBoot requires SMM"):
+        accept(host, machine)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="VMTENANCY_DATA has no vm-samples")
+@pytest.mark.parametrize("source", READERS)
+def test_what_real_descriptions_become_is_accepted(host: ControlPlane, source: str) -> None:
+    for entry in json.loads((DATA / source / "index.json").read_text()):
+        wishes = Wishes(namespace=NAMESPACE, default_class="some-gpu", stem="x")
+        with contextlib.suppress(VmtError):
+            for conversion in convert(source, (DATA / source / entry["file"]).read_bytes(), wishes):
+                accept_all(host, conversion)

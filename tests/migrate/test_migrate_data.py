@@ -6,18 +6,16 @@ What the index says of a file (null: nothing) has to be found. Run with `-s` for
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from migrate_samples import DATA
 
 from vmtenancy.errors import VmtError
 from vmtenancy.migrate.convert import READERS, Wishes, convert, read
 from vmtenancy.migrate.model import Machine
 
-DATA = Path(os.environ.get("VMTENANCY_DATA", "/nonexistent")) / "vm-samples"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="VMTENANCY_DATA has no vm-samples")
 
 #: What is compared, by its name in the index.
