@@ -17,7 +17,7 @@ from vmtenancy.migrate.devices import DeviceMap, HostFacts
 from vmtenancy.migrate.nodedev import read as read_nodedev
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "examples" / "migration"
+EXAMPLE = ROOT / "examples" / "migration" / "libvirt"
 INPUTS = Path(__file__).parent / "inputs"
 GOLDEN = Path(__file__).parent / "golden"
 #: Real descriptions of other projects, where their folder is given.
