@@ -341,6 +341,34 @@ def test_dynamic_directpath_in_ovf_has_its_allowed_devices() -> None:
     assert [(d.bus, d.allowed) for d in machine.devices] == [("dynamic", ("10de:2330",))]
 
 
+@pytest.mark.parametrize(
+    ("unit", "memory"),
+    [
+        ("byte * 2^20", 8 << 20),
+        ("byte*1024*1024", 8 << 20),
+        ("MegaBytes", 8 << 20),
+        ("bytes * 10^6", 8_000_000),
+    ],
+)
+def test_units_of_ovf_are_products_of_powers(unit: str, memory: int) -> None:
+    item = f"<Item><ResourceType>4</ResourceType><AllocationUnits>{unit}</AllocationUnits>"
+    hardware = (
+        f"<VirtualHardwareSection>{item}<VirtualQuantity>8</VirtualQuantity></Item></VirtualHardwareSection>"
+    )
+    (machine,) = ovf.read(f"<Envelope><VirtualSystem id='x'>{hardware}</VirtualSystem></Envelope>".encode())
+    assert machine.memory.bytes == memory
+
+
+def test_ovf_before_1_0_says_in_a_type_what_a_section_is() -> None:
+    item = (
+        "<Item><rasd:ResourceType>4</rasd:ResourceType><rasd:VirtualQuantity>64</rasd:VirtualQuantity></Item>"
+    )
+    hardware = f"<Section xsi:type='ovf:VirtualHardwareSection_Type'>{item}</Section>"
+    text = f"<Envelope><Content ovf:id='x' xsi:type='ovf:VirtualSystem_Type'>{hardware}</Content></Envelope>"
+    (machine,) = ovf.read(text.encode())
+    assert (machine.name, machine.memory.bytes) == ("x", 64 << 20)
+
+
 def test_usb_of_vmx_is_a_device() -> None:
     (machine,) = vmx.read(b'displayName = "x"\nusb.autoConnect.device0 = "0x46d:0xc52b"\n')
     assert [d.bus for d in machine.devices] == ["usb"]

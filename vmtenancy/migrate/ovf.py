@@ -14,7 +14,8 @@ from vmtenancy.migrate.xml import Node, parse
 _OTHER, _CPU, _MEMORY, _IDE, _SCSI, _NIC, _CD, _DVD, _DISK = "1", "3", "4", "5", "6", "10", "15", "16", "17"
 _STORAGE, _SERIAL, _USB, _DISPLAY, _SOUND = "20", "21", "23", "24", "35"
 _PASSTHROUGH: Final = "vmware.pci.passthrough"
-_UNIT: Final = re.compile(r"byte(?:\s*\*\s*(\d+)(?:\s*\^\s*(\d+))?)?", re.I)
+_UNIT: Final = re.compile(r"bytes?((?:\s*\*\s*\d+(?:\s*\^\s*\d+)?)*)", re.I)
+_FACTOR: Final = re.compile(r"(\d{1,12})(?:\s*\^\s*(\d{1,2}))?")
 _UNIT_NAMES: Final = {
     **{"bytes": 1, "kilobytes": 1 << 10, "megabytes": 1 << 20, "gigabytes": 1 << 30, "terabytes": 1 << 40},
     **{"kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40},
@@ -62,11 +63,21 @@ def read(data: bytes) -> tuple[Machine, ...]:
     envelope = parse(data)
     if envelope.tag != "Envelope":
         raise refuse(envelope.path, "is no OVF envelope", envelope.tag, "Envelope")
+    _name_sections(envelope)
     systems = list(_systems(envelope))
     if not systems:
         raise refuse("Envelope/VirtualSystem", "is required", expected="at least one virtual system")
     disks = _disks(envelope)
     return tuple(_machine(envelope, system, disks) for system in systems)
+
+
+def _name_sections(node: Node) -> None:
+    """OVF before 1.0, and oVirt's exports to this day, say in `xsi:type` what a section is."""
+    for inner in node.nodes:
+        kind = inner.get("type").rpartition(":")[2] if inner.tag in ("Section", "Content") else ""
+        if kind.endswith("_Type"):
+            inner.rename(kind.removesuffix("_Type"))
+        _name_sections(inner)
 
 
 def _systems(node: Node) -> Iterator[Node]:
@@ -242,10 +253,11 @@ def _unit(item: Node, text: str) -> int:
     if text.strip().lower() in _UNIT_NAMES:
         return _UNIT_NAMES[text.strip().lower()]
     match = _UNIT.fullmatch(text.strip())
-    if match is None or (match[2] and int(match[2]) > 60):
+    size = 1
+    for base, power in _FACTOR.findall(match[1]) if match else ():
+        size *= int(base) ** int(power or 1)
+    if match is None or not 0 < size <= 1 << 60:
         raise refuse(f"{item.path}/AllocationUnits", "unknown unit", text, "byte * 2^20")
-    base, power = int(match[1] or 1), int(match[2] or 1)
-    size: int = base**power
     return size
 
 

@@ -51,6 +51,12 @@ class Node:
         index = f"[{self._position}]" if self.parent._counts[self.tag] > 1 else ""
         return f"{self.parent.path}/{self.tag}{index}"
 
+    def rename(self, tag: str) -> None:
+        """Call it by what it is, where a format says so in an attribute."""
+        self.tag = tag
+        if self.parent is not None:
+            self._position = self.parent._counts[tag] = self.parent._counts.get(tag, 0) + 1
+
     def get(self, name: str, default: str = "") -> str:
         """An attribute, by its local name."""
         self._read.add(name)
@@ -119,9 +125,14 @@ class Node:
         return " ".join(parts)
 
 
+def _local(name: str) -> str:
+    return name.rpartition(":")[2]
+
+
 def parse(data: bytes) -> Node:
     """The root element. Raises VmtError (SOURCE) for what is not well formed, and for attacks."""
-    parser = expat.ParserCreate(namespace_separator="}")
+    # Without namespaces: a prefix that nobody declared is no reason to read nothing.
+    parser = expat.ParserCreate()
     # One character data call per text, and no other encodings than expat's own.
     parser.buffer_text = True
     root: list[Node] = []
@@ -136,10 +147,9 @@ def parse(data: bytes) -> Node:
         count += 1
         if len(open_nodes) >= _DEPTH or count > _NODES:
             raise refuse(where(), "too large", expected=f"at most {_NODES} elements, {_DEPTH} deep")
-        tag = name.rpartition("}")[2]
-        plain = {key.rpartition("}")[2]: value for key, value in attributes.items()}
+        plain = {_local(key): value for key, value in attributes.items() if not key.startswith("xmlns")}
         parent = open_nodes[-1] if open_nodes else None
-        node = Node(tag, plain, parent)
+        node = Node(_local(name), plain, parent)
         if parent is None:
             root.append(node)
         open_nodes.append(node)
