@@ -90,6 +90,80 @@ def test_hostdevs_of_libvirt_are_counted_whatever_they_are(places: list[tuple[in
     assert sum(1 + len(card.get("functions", ())) for card in listed) == len(places)
 
 
+def _vmx(n: int, kind: int) -> tuple[str, int]:
+    name = f"pciPassthru{n}"
+    forms = (
+        f'{name}.id = "00000:{n:03}:00.0"\n{name}.vendorId = "4318"\n{name}.deviceId = "{n}"\n',
+        f'{name}.vgpu = "grid_a100-{n}c"\n',
+        f'{name}.allowedDevices = "0x10de:0x2330"\n',
+        f'{name}.systemId = "BYPASS"\n{name}.networkName = "n"\n',
+        "",
+    )
+    return f'{name}.present = "TRUE"\n{forms[kind]}', 1
+
+
+def _proxmox(n: int, kind: int) -> tuple[str, int]:
+    forms = (
+        (f"hostpci{n}: {n:02x}:00.0,pcie=1", 1),
+        (f"hostpci{n}: host={n:02x}:00;{n:02x}:01.1", 2),
+        (f"hostpci{n}: {n:02x}:00.0,mdev=nvidia-{n}", 1),
+        (f"hostpci{n}: mapping=m{n}", 1),
+        (f"usb{n}: host=046d:{n:04x}", 1),
+    )
+    return f"{forms[kind][0]}\n", forms[kind][1]
+
+
+def _ovf(n: int, kind: int) -> tuple[str, int]:
+    forms = (
+        ("vmware.pci.passthrough", "backing.vendorId", "4318"),
+        ("vmware.pci.passthrough-vmiop", "backing.vgpu", "grid_a100-8c"),
+        ("vmware.pci.passthrough-ah", "backing.customLabel", "l"),
+        ("vmware.pci.passthrough-dvx", "backing.deviceClass", "c"),
+        ("VMware.PCI.Passthrough", "x", ""),
+    )
+    subtype, key, value = forms[kind]
+    head = f"<Item><InstanceID>{n + 10}</InstanceID><ResourceType>1</ResourceType>"
+    return (
+        f"{head}<ResourceSubType>{subtype}</ResourceSubType><Config key='{key}' value='{value}'/></Item>",
+        1,
+    )
+
+
+def _ovirt(n: int, kind: int) -> tuple[str, int]:
+    forms = (
+        f"<name>pci_0000_{n:02x}_00_0</name><capability>pci</capability>",
+        f"<name>usb_1_{n}</name><capability>usb_device</capability>",
+        "<name>scsi_1</name><capability>scsi</capability>",
+        "<name>what</name>",
+        "<capability>pci</capability><vendor id='0x10de'/><product id='0x2330'/>",
+    )
+    return f"<host_device>{forms[kind]}</host_device>", 1
+
+
+MEMORY = "<Item><ResourceType>4</ResourceType><VirtualQuantity>64</VirtualQuantity></Item>"
+WRITERS = {
+    "vmx": (_vmx, 'displayName = "x"\n{}'),
+    "proxmox": (_proxmox, "name: x\n{}\n[old]\nhostpci0: 01:00.0\n"),
+    "ovf": (
+        _ovf,
+        f"<Envelope><VirtualSystem id='x'><VirtualHardwareSection>{MEMORY}{{}}</VirtualHardwareSection>"
+        "</VirtualSystem></Envelope>",
+    ),
+    "ovirt": (_ovirt, "<vm><name>x</name><memory>1048576</memory><host_devices>{}</host_devices></vm>"),
+}
+
+
+@settings(max_examples=30)
+@given(st.sampled_from(sorted(WRITERS)), st.lists(st.integers(0, 4), max_size=8))
+def test_readers_find_every_device_that_was_written(source: str, kinds: list[int]) -> None:
+    write, frame = WRITERS[source]
+    written = [write(n, kind) for n, kind in enumerate(kinds)]
+    text = frame.format("".join(part for part, _ in written))
+    (done,) = convert(source, text.encode(), Wishes(default_class="g"))
+    sriov = sum(nic.sriov for nic in done.machine.nics)
+    assert done.devices.devices + sriov == sum(count for _, count in written)
+
+
 def test_functions_of_a_card_go_with_its_gpu() -> None:
     devices = [
         Device("a", "pci", address="0000:41:00.1", ids=AUDIO),
@@ -100,6 +174,25 @@ def test_functions_of_a_card_go_with_its_gpu() -> None:
     found = resolve(devices, answers(**{GPU: {"gpuClass": "g"}}), HostFacts())
     assert [(name, [d.path for d in card.devices]) for name, card in found.gpus] == [("g", ["b", "a", "c"])]
     assert [card.kind for card in found.unresolved] == ["network adapter"]
+
+
+def test_the_gpu_of_a_card_need_not_be_its_first_function() -> None:
+    devices = [
+        Device("a", "pci", address="0000:41:00.0", ids=UNKNOWN),
+        Device("b", "pci", address="0000:41:00.1", ids=GPU),
+    ]
+    found = resolve(devices, answers(**{GPU: {"gpuClass": "g"}}), HostFacts())
+    assert [[d.path for d in card.devices] for _, card in found.gpus] == [["b", "a"]]
+
+
+def test_a_function_that_the_map_names_is_not_folded() -> None:
+    devices = [
+        Device("a", "pci", address="0000:41:00.0", ids=GPU),
+        Device("b", "pci", address="0000:41:00.1", ids=AUDIO),
+    ]
+    given_ = {GPU: {"gpuClass": "g"}, "41:00.1": {"leave": True}}
+    found = resolve(devices, answers(**given_), HostFacts())
+    assert (len(found.gpus), len(found.left)) == (1, 1)
 
 
 def test_two_virtual_functions_of_a_gpu_are_two() -> None:

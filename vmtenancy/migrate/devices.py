@@ -199,23 +199,28 @@ def _cards(judged: Sequence[Card], by_key: Mapping[str, DeviceAnswer]) -> Iterat
         (answer.gpu_class is not None) if answer is not None else card.kind == "gpu"
         for card, answer in zip(judged, answers, strict=True)
     ]
-    # An answer for a whole card is that of its first function alone.
     folded: dict[int, int] = {}
     first_at: dict[str, int] = {}
     gpu_at: dict[str, int] = {}
-    for index in sorted(range(len(judged)), key=lambda i: judged[i].devices[0].address):
+    placed = [index for index, card in enumerate(judged) if card.devices[0].bus == "pci"]
+    placed = sorted(
+        (index for index in placed if judged[index].devices[0].address),
+        key=lambda index: judged[index].devices[0].address,
+    )
+    # An answer for a whole card is that of one of its functions; for the others it says nothing.
+    by_card = {index for index in placed if answers[index] and not _is_exact(judged[index], by_key)}
+    for index in placed:
         device = judged[index].devices[0]
-        if device.bus != "pci" or not device.address:
-            continue
-        if device.address in first_at:
-            folded[index] = first_at[device.address]
-            continue
-        first_at[device.address] = index
-        by_slot = answers[index] is not None and not _is_exact(judged[index], by_key)
-        if mains[index] and not (by_slot and device.slot in gpu_at):
+        first = first_at.setdefault(device.address, index)
+        if first != index:
+            folded[index] = first
+        elif mains[index] and not (index in by_card and device.slot in gpu_at):
             gpu_at.setdefault(device.slot, index)
-        elif device.slot in gpu_at and (answers[index] is None or by_slot):
-            folded[index] = gpu_at[device.slot]
+    for index in placed:
+        gpu = gpu_at.get(judged[index].devices[0].slot, index)
+        other = index in by_card or (answers[index] is None and not mains[index])
+        if index not in folded and gpu != index and other:
+            folded[index] = gpu
     # Where the source has no addresses, a function goes with the GPU before it, of the same maker.
     last: dict[str, int] = {}
     for index, card in enumerate(judged):

@@ -295,7 +295,6 @@ def _guest(domain: Node, nodes: list[Node], args: QemuArgs, lost: list[Lost]) ->
         if node.tag == "rng":
             node.skip()
     channels = [node for node in nodes if node.tag == "channel"]
-    agent = any(node.value("target", "name") == "org.qemu.guest_agent.0" for node in channels)
     for node in channels:
         if node.value("target", "name") in ("org.qemu.guest_agent.0", "com.redhat.spice.0"):
             node.skip()
@@ -318,7 +317,6 @@ def _guest(domain: Node, nodes: list[Node], args: QemuArgs, lost: list[Lost]) ->
         spinlocks=spinlocks,
         vendor_id=vendor,
         kvm_hidden=hidden,
-        agent=agent,
         serial_console=bool(serials),
         display=bool(shows),
         tablet=any(node.tag == "input" and node.get("type") == "tablet" for node in nodes),

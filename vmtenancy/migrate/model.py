@@ -82,7 +82,6 @@ class Guest:
     spinlocks: int = 0
     vendor_id: str = ""
     kvm_hidden: bool = False
-    agent: bool = False
     serial_console: bool | None = None
     display: bool | None = None
     tablet: bool = False

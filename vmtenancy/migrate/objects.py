@@ -78,7 +78,8 @@ def objects_of(machine: Machine, devices: Resolution, source: str, wishes: Wishe
         volume = data_volume_name(name, disk_name)
         disks.append(_disk(disk_name, drive, order.get(drive.path), lost))
         volumes.append({"name": disk_name, "dataVolume": {"name": volume}})
-        filled_from[volume] = shown("location", drive.location) or drive.source
+        told_as = shown("location", drive.location) or drive.source
+        filled_from[volume] = f"{told_as} ({drive.format})" if drive.format else told_as
         if size:
             data_volumes.append(_data_volume(volume, name, drive, size, wishes))
         else:

@@ -174,6 +174,7 @@ def _machine(path: str, server: _Json, known: _Known) -> Machine:
     ):
         seen.get(key)
     seen.skip(_CLOUD_ONLY)
+    meta.skip(["hw_qemu_guest_agent"])  # every machine of KubeVirt has its channel
     for key in list(seen):
         if server.get(seen.spelt(key)) in (None, "", [], {}):
             seen.get(key)
@@ -189,7 +190,6 @@ def _machine(path: str, server: _Json, known: _Known) -> Machine:
             arch=properties.get("hw_architecture", "x86_64"),
             machine=meta.get("hw_machine_type"),
             kvm_hidden=hidden,
-            agent=meta.flag("hw_qemu_guest_agent"),
             rng=specs.flag("hw_rng:allowed") and bool(meta.get("hw_rng_model") or "virtio"),
         ),
         drives=tuple(_drives(path, server, flavor, volumes, meta.get("hw_disk_bus") or "virtio")),

@@ -36,6 +36,7 @@ _USB_IDS: Final = re.compile(r"(?:0x)?([0-9a-f]{4}):(?:0x)?([0-9a-f]{4})", re.I)
 #: How Proxmox runs it, and what it remembers of it: nothing of the machine's own.
 _HOST_ONLY: Final = (
     *(
+        "agent",
         "cpulimit",
         "cpuunits",
         "hotplug",
@@ -110,7 +111,6 @@ def read(data: bytes) -> tuple[Machine]:
     for key, value in machine.items():
         if key != "type":
             lost.append(Lost(f"machine/{key}", value, "no field of a KubeVirt machine takes it"))
-    agent = _properties(keys.get("agent", "0"), "enabled")
     serials = _named(keys, "serial")
     nics = _nics(keys, _boot(keys), lost)
     found = Machine(
@@ -131,7 +131,6 @@ def read(data: bytes) -> tuple[Machine]:
             spinlocks=8191 if windows else 0,
             vendor_id=vendor or args.vendor_id,
             kvm_hidden=hidden or args.kvm_hidden,
-            agent=agent.get("enabled") == "1",
             serial_console=bool(serials),
             display=vga != "none",
             tablet=keys.flag("tablet", default=True) and vga != "none",

@@ -143,7 +143,7 @@ def read(data: bytes) -> tuple[Machine]:
         cpu=_cpu(keys),
         memory=_memory(keys),
         firmware=Firmware(efi, efi and keys.flag("uefi.secureBoot.enabled"), tpm, _uuid(keys)),
-        guest=Guest(kvm_hidden=hidden, serial_console=consoles, agent=False),
+        guest=Guest(kvm_hidden=hidden, serial_console=consoles),
         drives=tuple(drives),
         nics=(*_nics(keys), *sriov),
         devices=(*devices, *scsi),
