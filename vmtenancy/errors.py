@@ -36,6 +36,8 @@ class Code(StrEnum):
     LEDGER = "VMT-L001"
     ADOPT = "VMT-L002"
     BACKUP = "VMT-B001"
+    SOURCE = "VMT-M001"
+    NO_GPU = "VMT-M002"
     CLUSTER = "VMT-K001"
     COMPONENT = "VMT-D001"
 

@@ -128,21 +128,23 @@ class Disk(ApiModel):
     )
 
 
+AttachmentName = Annotated[
+    str,
+    Text(
+        r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        253,
+        "a NetworkAttachmentDefinition: name or namespace/name",
+    ),
+]
+
+
 class Network(ApiModel):
     """A network interface."""
 
     name: DnsLabel = Field(description="Its name, unique in the virtual machine.")
-    multus: (
-        Annotated[
-            str,
-            Text(
-                r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
-                253,
-                "a NetworkAttachmentDefinition: name or namespace/name",
-            ),
-        ]
-        | None
-    ) = Field(default=None, description="A NetworkAttachmentDefinition; unset: the pod network.")
+    multus: AttachmentName | None = Field(
+        default=None, description="A NetworkAttachmentDefinition; unset: the pod network."
+    )
 
 
 class SecretRef(ApiModel):

@@ -36,6 +36,12 @@ ALLOCATION_ANNOTATION: Final = f"{GROUP}/allocation"
 #: Takes in what runs without a grant. On a Pod: any value. On a GpuVM: the uid of the VirtualMachine of its name. Only
 #: those may set it who may `adopt` gpuallocations (admission policy).
 ADOPT_ANNOTATION: Final = f"{GROUP}/adopt"
+#: On a GpuVM that came from another platform: a JSON list of devices that nobody has mapped. It does not start while
+#: there is one.
+UNRESOLVED_ANNOTATION: Final = f"{GROUP}/unresolved-devices"
+#: On a GpuVM that came from another platform: a JSON list of what could not be kept, and where it came from.
+NOT_KEPT_ANNOTATION: Final = f"{GROUP}/not-kept"
+MIGRATED_ANNOTATION: Final = f"{GROUP}/migrated-from"
 #: A pod may name the GpuGroup that it belongs to; of a virtual cluster, one in the namespace of that.
 GROUP_ANNOTATION: Final = f"{GROUP}/group"
 #: A pod may name the class that it wants where several would deliver the same resource.

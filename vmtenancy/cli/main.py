@@ -20,6 +20,7 @@ from vmtenancy.cli import (
     explain_cmd,
     get,
     install,
+    migrate_cmd,
     picture,
     renew_cmd,
 )
@@ -44,6 +45,7 @@ app.command("fleet")(picture.fleet)
 app.command("export")(backup_cmd.export)
 app.command("import")(backup_cmd.import_)
 app.command("demo")(demo.demo)
+app.add_typer(migrate_cmd.app, name="migrate")
 app.add_typer(dev_cmd.app, name="dev")
 
 

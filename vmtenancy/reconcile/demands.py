@@ -23,7 +23,7 @@ from vmtenancy.reconcile.leases import ends_of, refusal
 from vmtenancy.reconcile.lineage import running_launchers
 from vmtenancy.reconcile.machine import machine_objects
 from vmtenancy.reconcile.node_fit import fits_node, is_constrained, tolerates
-from vmtenancy.reconcile.requests import Asked, Requests, Unclear, tenant_for
+from vmtenancy.reconcile.requests import Asked, Requests, Unclear, tenant_for, unresolved
 from vmtenancy.reconcile.reservations import asking, end_of, machine_refusal, of_machine, reserved
 from vmtenancy.reconcile.revocation import avoided_nodes
 from vmtenancy.reconcile.status import seconds
@@ -66,7 +66,8 @@ def _waiting(view: View, ending: frozenset[str]) -> Iterator[Asked | Unclear]:
                 continue  # its machine runs on devices already: they are recovered, never asked for
             vm = view.parsed(obj, GpuVM)
             if not isinstance(vm, VmtError) and vm_wants_devices(view, vm, None):
-                yield machine_refusal(view, obj, vm) or refusal(view, obj) or _vm_demand(view, obj, vm)
+                refused = unresolved(obj) or machine_refusal(view, obj, vm) or refusal(view, obj)
+                yield refused or _vm_demand(view, obj, vm)
     for obj in view.world.of("VirtualCluster"):
         if not is_deleting(obj) and not has_grant(obj):
             cluster = view.parsed(obj, VirtualCluster)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 
+from vmtenancy.api.names import UNRESOLVED_ANNOTATION
 from vmtenancy.api.tenant import Tenant
 from vmtenancy.core.requests import Demand
 from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.steps import Object
 from vmtenancy.reconcile.view import View
+from vmtenancy.reconcile.world import annotations_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,25 @@ def _no_tenant(owner: Object, tenant: str) -> Unclear:
         return Unclear(owner, "TenantNotFound", f"tenant {tenant} of namespace {namespace} does not exist")
     message = f"namespace {namespace} belongs to no tenant: add it to a Tenant's spec.namespaces"
     return Unclear(owner, "NoTenant", message)
+
+
+def unresolved(owner: Object) -> Unclear | None:
+    """Why a machine that came from another platform is not admitted: it had devices that nobody has mapped yet."""
+    listed = annotations_of(owner).get(UNRESOLVED_ANNOTATION)
+    if listed is None:
+        return None
+    try:
+        devices = json.loads(listed)
+    except (ValueError, RecursionError):
+        devices = None
+    if devices == []:
+        return None
+    count = f"{len(devices)} devices" if isinstance(devices, list) else "a list that can not be read"
+    message = (
+        f"the annotation {UNRESOLVED_ANNOTATION} has {count} of the machine that it was: convert it again with a "
+        "device map that answers them, or set spec.gpus and take the annotation away"
+    )
+    return Unclear(owner, "UnresolvedDevices", message)
 
 
 def tenant_for(view: View, owner: Object) -> tuple[str, Unclear | None]:

@@ -1,0 +1,1 @@
+"""Machines of other platforms become GpuVMs: readers, one neutral model, one writer."""
