@@ -77,6 +77,10 @@ class GpuAllocationSpec(ApiModel):
     preemptible: bool = Field(
         default=True, description="Whether it may be taken back to make room, as its owner said then."
     )
+    promised_at: Timestamp | None = Field(
+        default=None,
+        description="When others were stopped for it, if they were: its place counts from then on.",
+    )
     rules: ClassVar = (
         Rule(
             cel="self == oldSelf",

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Sequence
 from vmtenancy.core.books import Books
 from vmtenancy.core.calendar import Calendar, Reserved
 from vmtenancy.core.explain import refusal
-from vmtenancy.core.explain.refusal import Refusal
+from vmtenancy.core.explain.refusal import Reason, Refusal
 from vmtenancy.core.fleet.arrays import Fleet
-from vmtenancy.core.preemption import Nomination, Preemption
+from vmtenancy.core.policies import DEFAULT, Policies
+from vmtenancy.core.preemption import Preemption
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Decision, Demand, Wait
 from vmtenancy.core.turns import turns
+from vmtenancy.core.victims import Nomination
 from vmtenancy.errors import Problem
 
 
@@ -25,16 +27,18 @@ def decide(
     ending: frozenset[str] = frozenset(),
     promised: frozenset[str] = frozenset(),
     reserved: Sequence[Reserved] = (),
+    policies: Policies = DEFAULT,
 ) -> list[Decision]:
     """Decide every demand; the result is in queue order: `promised` ones, priority (higher first), fair share, age.
 
     `holds` are the grants that live already, in the form in which this function returned them (of their
-    demands only key, tenant, runtime, requests, parent and maximum are read, and for preemption priority and
-    created; of a HOLD also what it was `charged`). `ending` are the keys of those that will end soon, whatever is
-    decided; `promised` the demands for which some of them were stopped: else what was freed for one could go to
+    demands only key, tenant, runtime, requests, parent and maximum are read, and for preemption priority, created
+    and their tenure; of a HOLD also what it was `charged`). `ending` are the keys of those that will end soon, whatever
+    is decided; `promised` the demands for which some of them were stopped: else what was freed for one could go to
     another that is before it in the queue, and the two would stop others in turn. `fleet` carries supply and
     foreign pods, `tree` the rules; both come back unchanged. `reserved` are windows to come: what would still be
-    there when one begins, and be in its way, waits (`Reason.RESERVED`).
+    there when one begins, and be in its way, waits (`Reason.RESERVED`). `policies` replace the engine's own orders and
+    choices.
 
     Best effort, not strict FIFO: who waits blocks nobody behind, so small requests may pass a large one for
     as long as it does not fit. But for who may preempt, or fits once `ending` have ended, a place is kept from its
@@ -48,7 +52,7 @@ def decide(
     with fleet.what_if():
         live = tuple(holds)
         books = Books(fleet, tree, live)
-        preemption = Preemption(books, tree, live, ending)
+        preemption = Preemption(books, tree, live, ending, policies)
         calendar = Calendar(books, live, ending, reserved)
         decided: dict[str, Decision] = {}
         nominated: dict[str, Nomination] = {}
@@ -61,7 +65,7 @@ def decide(
             calendar.admitted(admits)
 
         queue = []
-        for together in turns(demands, promised, books):
+        for together in turns(demands, promised, books, policies.ordering):
             queue.append(together)
             later = calendar.refusal(together)
             verdict = later or books.judge_all(together)
@@ -84,13 +88,24 @@ def decide(
                 continue
             problem, shortage = why.told
             victims = tuple(victim.demand.key for victim in nomination.victims) if nomination else ()
+            more, stops_from = "", None
+            if (
+                nomination is None
+                and why.reason is not Reason.RESERVED
+                and (then := preemption.later(together))
+            ):
+                stops_from, to_stop = then
+                keys = [victim.demand.key for victim in to_stop.victims]
+                more = f"; from {refusal.instant(stops_from)} on {', '.join(keys)} may be stopped for it"
             for demand in together:
                 ahead.update(why.pools)
                 position = max((ahead[pool] for pool in why.pools), default=0)
-                told = _sentence(problem)
+                told = _sentence(problem) + more
                 if len(together) > 1:
                     told = f"the group {demand.group} waits as a whole: {told}"
-                decided[demand.key] = Wait(demand, why.reason, told, problem, position, shortage, victims)
+                decided[demand.key] = Wait(
+                    demand, why.reason, told, problem, position, shortage, victims, stops_from
+                )
                 victims = ()  # they are stopped once
     return [decided[demand.key] for together in queue for demand in together]
 

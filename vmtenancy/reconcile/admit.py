@@ -27,6 +27,7 @@ from vmtenancy.reconcile.ledger import allocation_name, batch_room, commit_chain
 from vmtenancy.reconcile.requests import Asked, Requests, Unclear
 from vmtenancy.reconcile.steps import Chain, Object
 from vmtenancy.reconcile.supply import class_resources, fleet_of, quota_tree_of
+from vmtenancy.reconcile.tenure import promised_at
 from vmtenancy.reconcile.view import LEDGER_NAME, View
 from vmtenancy.reconcile.world import ref_of, uid_of
 
@@ -158,6 +159,8 @@ def _allocation(view: View, asked: Asked, decision: Admit) -> Object:
         spec["preemptible"] = False
     if asked.hold:
         spec["parent"] = asked.hold
+    if promised := promised_at(view, asked.demand.key):
+        spec["promisedAt"] = promised
     return {
         "apiVersion": API_VERSION,
         "kind": "GpuAllocation",

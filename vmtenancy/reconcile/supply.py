@@ -102,6 +102,7 @@ def _tenant_quota(name: str, tenant: Tenant) -> TenantQuota:
         Preempts(preemption.within_tenant),
         Preempts(preemption.reclaim_within_cohort),
         BorrowWithinCohort(borrowing.max_priority_threshold) if borrowing.policy != "Never" else None,
+        Preempts(preemption.fair_share_within_cohort),
     )
     return TenantQuota(name, tenant.spec.cohort, quota, policy, tenant.spec.fair_share.weight)
 

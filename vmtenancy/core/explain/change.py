@@ -9,6 +9,7 @@ from vmtenancy.core.admission import decide
 from vmtenancy.core.calendar import Reserved
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import Offering
+from vmtenancy.core.policies import DEFAULT, Policies
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Demand, Wait
 
@@ -41,6 +42,7 @@ def explain(
     ending: frozenset[str] = frozenset(),
     promised: frozenset[str] = frozenset(),
     reserved: Sequence[Reserved] = (),
+    policies: Policies = DEFAULT,
 ) -> Explanation | None:
     """Explain the demand `key` among all that wait; None if it would be admitted. The rest is as in `decide`.
 
@@ -48,7 +50,7 @@ def explain(
     Raises KeyError where nothing of that key is demanded.
     """
     holds = tuple(holds)
-    decisions = decide(fleet, tree, holds, demands, ending, promised, reserved)
+    decisions = decide(fleet, tree, holds, demands, ending, promised, reserved, policies)
     place = next((i for i, decision in enumerate(decisions) if decision.demand.key == key), None)
     if place is None:
         raise KeyError(key)
@@ -57,7 +59,7 @@ def explain(
         return None
     ahead = [decision.demand for decision in decisions[:place]]
     for smaller in _smaller(wait.demand, fleet.offerings):
-        answers = decide(fleet, tree, holds, [*ahead, smaller], ending, promised, reserved)
+        answers = decide(fleet, tree, holds, [*ahead, smaller], ending, promised, reserved, policies)
         if any(isinstance(answer, Admit) and answer.demand.key == key for answer in answers):
             return Explanation(wait, smaller.requests)
     return Explanation(wait, None)
