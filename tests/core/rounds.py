@@ -73,6 +73,11 @@ class Rounds:
         self.waiting = [demand for demand in self.waiting if demand.key not in self.live]
         return bool(ended) or (len(self.live), len(self._ending)) != before
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether any of those that were stopped has not ended yet, or was not replaced."""
+        return bool(self._ending or self._promised_at)
+
     def run(self, most: int) -> bool:
         """Whether it comes to rest within so many rounds."""
         return any(not self.step() for _ in range(most))

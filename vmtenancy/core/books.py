@@ -167,6 +167,10 @@ class Books:
         """As `QuotaTree.share`."""
         return self._tree.share(tenant, more, level)
 
+    def reach(self, tenant: str, level: int) -> float:
+        """As `QuotaTree.reach`."""
+        return self._tree.reach(tenant, level)
+
     def charge_of(self, demands: Iterable[Demand]) -> Mapping[str, int]:
         """What the demands, admitted together, would add to their tenant's charge, in parts by pool."""
         gross: dict[str | None, Counter[str]] = defaultdict(Counter)

@@ -22,7 +22,7 @@ from functools import cached_property
 from vmtenancy.core.books import Books
 from vmtenancy.core.explain.refusal import Refusal
 from vmtenancy.core.fleet.model import Runtime
-from vmtenancy.core.levels import Shares, is_fairer, levels, parting, shares
+from vmtenancy.core.levels import Standing, is_fairer, levels, parting, standing
 from vmtenancy.core.policies import Policies, Way
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Demand
@@ -52,9 +52,9 @@ class Preemption:
         grants = [admit for admit in live if admit.demand.runtime is not Runtime.HOLD]
         self._staying = {a.demand.key: a for a in grants if a.demand.key not in ending}
         self._ending = [admit for admit in grants if admit.demand.key in ending]
-        #: What got its place in this round, and at which shares the others stand; None: not known now.
+        #: What got its place in this round, and where the others stand; None: not known now.
         self._placed: list[Admit] = []
-        self._levels: Mapping[str, Shares] | None = None
+        self._levels: Mapping[str, Standing] | None = None
 
     def admitted(self, admits: Iterable[Admit]) -> None:
         """Demands were admitted in this round, and entered in its books."""
@@ -157,19 +157,22 @@ class Preemption:
             with self._afterwards().what_if():
                 for candidate in (*free, *fair):
                     leave(self._afterwards(), candidate)
-                gets = self._shares_with(demands)
+                gets = self._standing_with(demands)
             kept = [candidate for candidate in fair if self._is_fair(demands, gets, candidate)]
             if len(kept) == len(fair):
                 return [*free, *fair]
             fair = kept  # with fewer who go the request's own shares are larger
         return []
 
-    def _shares_with(self, demands: Sequence[Demand]) -> Shares:
-        """The shares of the demands' tenant with them."""
+    def _standing_with(self, demands: Sequence[Demand]) -> Standing:
+        """Where the demands would stand as things are."""
         after = self._afterwards()
-        return shares(after, demands[0].tenant, after.charge_of(demands))
+        with after.what_if():
+            for demand in demands:
+                after.enter_quota(Admit(demand, None))
+            return standing(after, demands[0].tenant)
 
-    def _is_fair(self, demands: Sequence[Demand], gets: Shares, candidate: Candidate) -> bool:
+    def _is_fair(self, demands: Sequence[Demand], gets: Standing, candidate: Candidate) -> bool:
         if self._levels is None:
             self._levels = levels(self._afterwards(), self._placed, self._staying.values())
         return all(
@@ -185,10 +188,10 @@ class Preemption:
 
     def _overshoots(self, demands: Sequence[Demand], gone: Iterable[Candidate]) -> bool:
         """Whether one of those who lose by fair share, who are gone, has less then than the demands' side gets."""
-        after, tenant, gets = self._afterwards(), demands[0].tenant, self._shares_with(demands)
+        after, tenant, gets = self._afterwards(), demands[0].tenant, self._standing_with(demands)
         for other in {candidate.grants[0].demand.tenant for candidate in gone if candidate.fairly}:
             mine, theirs = parting(after, tenant, other)
-            if after.share(other, {}, theirs) < gets[mine]:
+            if after.share(other, {}, theirs) < gets.shares[mine]:
                 return True
         return False
 
@@ -297,7 +300,7 @@ class Preemption:
             return None
         fair = [candidate for candidate in gone if candidate.fairly]
         if fair:
-            gets = self._shares_with(demands)
+            gets = self._standing_with(demands)
             if not all(self._is_fair(demands, gets, candidate) for candidate in fair):
                 return None
         return answer
