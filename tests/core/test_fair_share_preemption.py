@@ -21,7 +21,7 @@ from vmtenancy.core.fleet.model import Mode
 from vmtenancy.core.levels import levels
 from vmtenancy.core.quota.policy import BorrowWithinCohort, PreemptionPolicy, Preempts
 from vmtenancy.core.quota.tree import CohortQuota, PoolQuota, QuotaTree, TenantQuota
-from vmtenancy.core.requests import Admit, Demand, Tenure
+from vmtenancy.core.requests import Admit, Demand, Tenure, Wait
 
 NEVER, LOWER, ANY = Preempts.NEVER, Preempts.LOWER_PRIORITY, Preempts.ANY
 NEWER, EQUAL = Preempts.LOWER_OR_NEWER_EQUAL_PRIORITY, Preempts.LOWER_OR_EQUAL_PRIORITY
@@ -101,6 +101,30 @@ def test_nobody_is_stopped_for_what_could_not_be_placed() -> None:
     wait = only(decide(fleet(*nodes), rules, live, [ask("w", "a", 2)]))
     assert len(wait.victims) == 2
     assert len({a.placement.node for a in live if a.placement and a.demand.key in wait.victims}) == 1
+
+
+def test_where_others_stand_falls_with_each_who_goes_in_one_round() -> None:
+    rules = tree(4, "a", "b", "c")
+    live = granted(rules, *(ask(f"b{i}", "b", 1) for i in range(4)))
+    live = [
+        live[0],
+        *(replace(each, tenure=replace(each.tenure, work=9.0 * i)) for i, each in enumerate(live[1:])),
+    ]
+    first, second = decide(fleet(LARGE), rules, live, [ask("a0", "a"), ask("c0", "c", 2, created=1)])
+    assert isinstance(first, Wait)
+    assert isinstance(second, Wait)
+    assert first.victims == ("b1",), "the cheapest of those that stand above it"
+    assert second.victims == (), "b2 stands where c0 would now, and b3 alone is not enough"
+
+
+def test_the_round_of_a_request_by_fair_share_is_kept_for_it() -> None:
+    rules = tree(4, "a", "b", "c")
+    live = granted(rules, ask("b0", "b", 4))
+    wait, other = decide(fleet(LARGE), rules, live, [ask("a0", "a", 3), ask("c0", "c", 2, created=1)])
+    assert isinstance(wait, Wait)
+    assert (wait.demand.key, wait.victims) == ("c0", ("b0",)), "the smaller share goes first"
+    assert isinstance(other, Wait)
+    assert other.reason is Reason.QUOTA_EXCEEDED
 
 
 def test_shares_come_to_be_even_and_stay_so() -> None:

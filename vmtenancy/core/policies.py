@@ -47,7 +47,7 @@ class VictimPolicy(Protocol):
         """Whether `demands`, decided together, of a tenant with this `policy`, may stop `victim` in this way.
 
         Asked of workloads that may be stopped at all: of the same tenant for WITHIN_TENANT, else of those that have
-        borrowed. BORROW only of those that RECLAIM allows.
+        borrowed. BORROW counts only where RECLAIM is allowed, too.
         """
 
 
