@@ -110,7 +110,7 @@ class Recorded:
         return self.answer
 
 
-def test_an_own_policy_of_victims_is_asked_of_those_only_that_may_be_stopped_at_all() -> None:
+def test_an_own_policy_of_victims_decides_among_those_only_that_may_be_stopped_at_all() -> None:
     policy = PreemptionPolicy(LOWER, ANY, BorrowWithinCohort(), EQUAL)
     rules = tree(policy, a=2, b=2, c=2)
     lab = Demand("lab", "b", Runtime.HOLD, (("whole", 1),), maximum=(("whole", 1),))
@@ -129,8 +129,11 @@ def test_an_own_policy_of_victims_is_asked_of_those_only_that_may_be_stopped_at_
         decide(fleet(MACHINES, PODS), rules, found, [ask("w", "a", 1)], policies=Policies(victims=recorded))
     )
     assert wait.victims == ()
-    outside = {(way, "w", key) for way in set(Way) - {Way.WITHIN_TENANT} for key in ("over", "pod")}
-    assert set(recorded.asked) == {(Way.WITHIN_TENANT, "w", "mine"), *outside}, "b holds 3 of 2, c 1 of 2"
+    outside = {(way, "w", key) for way in set(Way) - {Way.WITHIN_TENANT} for key in ("over", "pod", "own")}
+    assert set(recorded.asked) == {(Way.WITHIN_TENANT, "w", "mine"), *outside}
+    anybody = Policies(victims=Recorded(answer=True))
+    wait = only(decide(fleet(MACHINES, PODS), rules, found, [ask("w", "a", 1)], policies=anybody))
+    assert wait.victims == ("over",), "b holds 3 of 2, c 1 of 2"
     assert DEFAULT.victims == AsTenantsSay()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from vmtenancy.core.books import Books
 from vmtenancy.core.calendar import Calendar, Reserved
@@ -88,7 +89,7 @@ def decide(
                 continue
             problem, shortage = why.told
             victims = tuple(victim.demand.key for victim in nomination.victims) if nomination else ()
-            more, stops_from = "", None
+            stops_from = None
             if (
                 nomination is None
                 and why.reason is not Reason.RESERVED
@@ -97,10 +98,11 @@ def decide(
                 stops_from, to_stop = then
                 keys = [victim.demand.key for victim in to_stop.victims]
                 more = f"; from {refusal.instant(stops_from)} on {', '.join(keys)} may be stopped for it"
+                problem = replace(problem, message=problem.message + more)
             for demand in together:
                 ahead.update(why.pools)
                 position = max((ahead[pool] for pool in why.pools), default=0)
-                told = _sentence(problem) + more
+                told = _sentence(problem)
                 if len(together) > 1:
                     told = f"the group {demand.group} waits as a whole: {told}"
                 decided[demand.key] = Wait(

@@ -46,8 +46,8 @@ class VictimPolicy(Protocol):
     def allows(self, way: Way, policy: PreemptionPolicy, demands: Sequence[Demand], victim: Demand) -> bool:
         """Whether `demands`, decided together, of a tenant with this `policy`, may stop `victim` in this way.
 
-        Asked of workloads that may be stopped at all: of the same tenant for WITHIN_TENANT, else of those that have
-        borrowed. BORROW counts only where RECLAIM is allowed, too.
+        Asked of what is preemptible: of the same tenant WITHIN_TENANT, else the others, which count only for a workload
+        whose tenant has borrowed, and BORROW only where RECLAIM is allowed, too.
         """
 
 

@@ -30,6 +30,9 @@ from vmtenancy.core.victims import Candidate, Nomination, is_safe, leave, rank, 
 
 #: Nodes on which room is tried to be made, those with the fewest candidates first.
 _MOST_NODES = 16
+_WITHIN = (Way.WITHIN_TENANT,)
+_OUTSIDE = (Way.RECLAIM, Way.BORROW, Way.FAIR_SHARE)
+_NO_WAY: frozenset[Way] = frozenset()
 
 
 class Preemption:
@@ -257,19 +260,16 @@ class Preemption:
     def _ways(self, demands: Sequence[Demand], other: Demand, pools: Iterable[str]) -> frozenset[Way]:
         """How the demands may stop a workload."""
         tenant = demands[0].tenant
-        policy = self._tree.policy(tenant)
+        policy, allows = self._tree.policy(tenant), self._policies.victims.allows
         if not other.preemptible:
-            return frozenset()
-        if other.tenant == tenant:
-            asked: tuple[Way, ...] = (Way.WITHIN_TENANT,)
-        elif self._borrows(tenant, other, pools):
-            asked = (Way.RECLAIM, Way.BORROW, Way.FAIR_SHARE)
-        else:
-            return frozenset()
-        ways = {way for way in asked if self._policies.victims.allows(way, policy, demands, other)}
+            return _NO_WAY
+        asked = _WITHIN if other.tenant == tenant else _OUTSIDE
+        ways = frozenset(way for way in asked if allows(way, policy, demands, other))
         if Way.RECLAIM not in ways:
-            ways.discard(Way.BORROW)
-        return frozenset(ways)
+            ways -= {Way.BORROW}
+        if not ways or (other.tenant != tenant and not self._borrows(tenant, other, pools)):
+            return _NO_WAY
+        return ways
 
     def _borrows(self, lender: str, other: Demand, pools: Iterable[str]) -> bool:
         return any(self._afterwards().has_borrowed_from(lender, other.tenant, pool) for pool in pools)
