@@ -22,7 +22,7 @@ from vmtenancy.api.gpuvm import GpuRequest, GpuVMSpec, TemplateRef
 from vmtenancy.api.lease import Lease, TenantLeases
 from vmtenancy.api.overlay import Overlay
 from vmtenancy.api.quantity import Quantity
-from vmtenancy.api.tenant import ClassLimit, MinRunTime, TenantSpec
+from vmtenancy.api.tenant import ClassLimit, MinRunTime, Preemption, TenantSpec
 from vmtenancy.api.virtualcluster import ElasticGpus, VirtualClusterSpec
 from vmtenancy.testing.story import PASSTHROUGH, VGPU
 
@@ -72,6 +72,7 @@ REFERENCES: Final[Mapping[tuple[type[BaseModel], str], st.SearchStrategy[Json]]]
     ),
     (TenantLeases, "default"): _LENGTHS,
     (TenantLeases, "maximum"): _LENGTHS,
+    (Preemption, "notice"): _LENGTHS,
     (MinRunTime, "within_tenant"): _LENGTHS,
     (MinRunTime, "within_cohort"): _LENGTHS,
     (GpuVMSpec, "reservation"): st.just("unknown"),

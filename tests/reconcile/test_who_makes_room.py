@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from lab import Lab, gpu_vm, group, manifest, tenant
+from lab import Lab, gpu_pod, gpu_vm, group, manifest, tenant
 
-from vmtenancy.api.names import CHECKPOINTED_ANNOTATION
+from vmtenancy.api.names import ADMITTED_CONDITION, CHECKPOINTED_ANNOTATION
 from vmtenancy.reconcile.demands import held
 from vmtenancy.reconcile.status import condition, seconds, timestamp
 from vmtenancy.reconcile.view import View
@@ -187,3 +187,120 @@ def test_the_one_goes_whose_work_was_saved_last(lab: Lab, said: str | None, spar
     lab.apply(gpu_vm("urgent", 2, priority=5))
     lab.rest()
     assert running(lab, "vision", "a", "b", "urgent") == sorted([spared, "urgent"])
+
+
+# -- notice -----------------------------------------------------------------------------------------------------------
+
+
+def with_notice(lab: Lab, **spec: Any) -> float:
+    """A machine with all that the tenant has, which makes room for another; when it is stopped."""
+    lab.apply(tenant("vision", 4, preemption={**LOWER, "notice": "5m"}))
+    lab.settle()
+    lab.apply(gpu_vm("low", 4, **spec))
+    lab.settle()
+    lab.apply(gpu_vm("urgent", 4, priority=5))
+    lab.settle()
+    grant = lab.grant("GpuVM", "vision", "low")
+    assert grant is not None
+    revoked = grant["status"]["revoked"]
+    assert seconds(revoked["since"]) == seconds(revoked["at"]) + 300
+    return seconds(revoked["since"])
+
+
+def test_a_machine_is_told_when_it_is_stopped_and_runs_until_then(lab: Lab) -> None:
+    end = with_notice(lab)
+    assert lab.status("GpuVM", "vision", "low")["phase"] == "Running"
+    assert lab.reason("GpuVM", "vision", "low", of="Admitted") == "Preempting"
+    assert message(lab, "low") == f"it makes room for GpuVM vision/urgent (priority 5) at {timestamp(end)}"
+    assert lab.events("GpuVM", "vision", "low")[-1] == "Preempting"
+    assert lab.reason("GpuVM", "vision", "urgent", of="Admitted") == "Nominated"
+    assert lab.plan().retry_at == end
+    lab.cluster.now = end - 1
+    assert not lab.plan().chains, "nothing changes with time alone"
+    lab.cluster.now = end
+    lab.rest()
+    assert running(lab, "vision", "low", "urgent") == ["urgent"]
+    assert lab.events("GpuVM", "vision", "low").count("Preempting") == 1
+    assert "Preempted" in lab.events("GpuVM", "vision", "low")
+
+
+def test_nobody_else_is_stopped_while_notice_runs(lab: Lab) -> None:
+    lab.apply(tenant("vision", 4, preemption={**LOWER, "notice": "5m"}))
+    lab.settle()
+    lab.apply(gpu_vm("low", 2), gpu_vm("other", 2))
+    lab.settle()
+    lab.apply(gpu_vm("urgent", 2, priority=5))
+    lab.settle()
+    told = [
+        name
+        for name in ("low", "other")
+        if lab.reason("GpuVM", "vision", name, of="Admitted") == "Preempting"
+    ]
+    assert len(told) == 1
+    lab.wait_until(lab.cluster.now + 400)
+    assert len(running(lab, "vision", "low", "other")) == 1
+    assert running(lab, "vision", "urgent") == ["urgent"]
+
+
+def test_who_is_not_needed_any_more_goes_on(lab: Lab) -> None:
+    end = with_notice(lab)
+    lab.delete("GpuVM", "vision", "urgent")
+    lab.settle()
+    assert lab.reason("GpuVM", "vision", "low", of="Admitted") == "Admitted"
+    lab.wait_until(end + 10)
+    assert lab.status("GpuVM", "vision", "low")["phase"] == "Running"
+    assert "Preempted" not in lab.events("GpuVM", "vision", "low")
+    assert lab.plan().retry_at is None
+
+
+def test_who_is_not_needed_since_another_has_ended_goes_on(lab: Lab) -> None:
+    lab.apply(tenant("vision", 4, preemption={**LOWER, "notice": "5m"}))
+    lab.settle()
+    lab.apply(gpu_vm("low", 2), gpu_vm("done", 2, priority=9))
+    lab.settle()
+    lab.apply(gpu_vm("urgent", 2, priority=5))
+    lab.settle()
+    assert lab.reason("GpuVM", "vision", "low", of="Admitted") == "Preempting"
+    lab.delete("GpuVM", "vision", "done")
+    lab.settle()
+    assert running(lab, "vision", "low", "urgent") == ["low", "urgent"]
+    assert lab.reason("GpuVM", "vision", "low", of="Admitted") == "Admitted"
+
+
+def test_a_request_that_can_not_be_served_any_more_lets_the_other_go_on(lab: Lab) -> None:
+    with_notice(lab)
+    lab.edit("GpuVM", "vision", "urgent", gpus=[{"class": "whole", "count": 5}])
+    lab.settle()
+    assert lab.reason("GpuVM", "vision", "urgent", of="Admitted") == "QuotaExceeded"
+    assert lab.reason("GpuVM", "vision", "low", of="Admitted") == "Admitted"
+
+
+def test_a_lease_that_ends_first_ends(lab: Lab) -> None:
+    end = with_notice(lab, lease={"duration": "4m", "warnBefore": []})
+    lab.wait_until(end - 30)
+    assert lab.reason("GpuVM", "vision", "low", of="Admitted") == "LeaseExpired"
+    assert running(lab, "vision", "low", "urgent") == ["urgent"]
+
+
+def test_a_pod_is_told_and_deleted_afterwards(lab: Lab) -> None:
+    lab.apply(
+        tenant("llm", 0, None, preemption={"notice": "5m"}),
+        tenant("vision", 2, None, preemption={"reclaimWithinCohort": "Any"}),
+    )
+    lab.settle()
+    lab.apply(gpu_pod("train", 2, namespace="llm"))
+    lab.settle()
+    lab.apply(gpu_pod("back", 2, namespace="vision"))
+    lab.settle()
+    told = condition(lab.get("Pod", "llm", "train"), ADMITTED_CONDITION)
+    assert told is not None
+    assert (told["status"], told["reason"]) == ("True", "Preempting")
+    assert lab.events("Pod", "llm", "train")[-1] == "Preempting"
+    lab.delete("Pod", "vision", "back")
+    lab.settle()
+    assert lab.reason("Pod", "llm", "train", of=ADMITTED_CONDITION) == "Admitted"
+    lab.apply(gpu_pod("again", 2, namespace="vision"))
+    lab.settle()
+    lab.wait_until(lab.cluster.now + 400)
+    assert lab.find("Pod", "llm", "train") is None
+    assert lab.node_of("Pod", "vision", "again")

@@ -102,6 +102,10 @@ class Revoked(ApiModel):
         alias="podUID",
         description="A pod that may still bind: only once it is gone the grant is taken back.",
     )
+    since: Timestamp | None = Field(
+        default=None,
+        description="From then on it is taken back; until then its owner may save its work. Unset: at once.",
+    )
     preemptor: FreeText | None = Field(
         default=None, description="The request that it makes room for, by kind, namespace and name."
     )

@@ -105,6 +105,11 @@ class Preemption(ApiModel):
     min_run_time: MinRunTime = Field(
         default=MinRunTime(), description="For how long the tenant's own workloads are left alone."
     )
+    notice: Duration | None = Field(
+        default=None,
+        description="How long before they are stopped the tenant's own workloads are told so; unset: they are stopped "
+        "at once, with the grace period of their pods.",
+    )
     rules: ClassVar = (
         Rule(
             cel="!has(self.borrowWithinCohort) || self.borrowWithinCohort.policy == 'Never' "

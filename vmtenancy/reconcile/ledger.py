@@ -122,14 +122,16 @@ def revoke(
     *,
     unless_bound: str = "",
     preemptor: str = "",
+    since: float | None = None,
 ) -> Replace:
     """Take a grant back: its GpuVM is stopped, or its pod deleted, and it is released once nothing holds it (I4).
 
-    With `unless_bound`, the uid of a pod, that stands only once this pod is gone. `preemptor` is the key of the demand
-    that it makes room for.
+    With `unless_bound`, the uid of a pod, that stands only once this pod is gone; with `since`, from then on.
+    `preemptor` is the key of the demand that it makes room for.
     """
     revoked = {"reason": reason, "message": message[:1024], "at": timestamp(now)}
     revoked |= {"podUID": unless_bound} if unless_bound else {}
+    revoked |= {"since": timestamp(since)} if since is not None else {}
     return write_status(allocation, revoked=revoked | ({"preemptor": preemptor} if preemptor else {}))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmtenancy.api.lease import Duration, is_instant, seconds_of
 from vmtenancy.api.names import CHECKPOINTED_ANNOTATION
-from vmtenancy.api.tenant import MinRunTime, Tenant
+from vmtenancy.api.tenant import Preemption, Tenant
 from vmtenancy.core.requests import Tenure
 from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.status import seconds
@@ -18,7 +18,7 @@ def tenure_of(view: View, grant: Allocation, owner: Object | None) -> Tenure:
     started = seconds(grant.object["metadata"]["creationTimestamp"])
     promised = grant.object["spec"].get("promisedAt")
     saved = checkpointed(owner) if owner else None
-    least = _least(view, grant.tenant)
+    least = preemption_of(view, grant.tenant).min_run_time
     return Tenure(
         since=min(started, seconds(promised)) if promised else started,
         work=max(0.0, view.now - max(started, saved or started)),
@@ -41,12 +41,11 @@ def promised_at(view: View, key: str) -> str | None:
     return min(times, default=None)
 
 
-def _least(view: View, tenant: str) -> MinRunTime:
+def preemption_of(view: View, tenant: str) -> Preemption:
+    """What a tenant says of preemption; the defaults where it can not be read."""
     obj = view.world.get("Tenant", "", tenant)
     found = view.parsed(obj, Tenant) if obj else None
-    return (
-        MinRunTime() if found is None or isinstance(found, VmtError) else found.spec.preemption.min_run_time
-    )
+    return Preemption() if found is None or isinstance(found, VmtError) else found.spec.preemption
 
 
 def _still(view: View, started: float, least: Duration | None) -> float | None:
