@@ -144,7 +144,10 @@ class Preemption:
         """Those that may go for fair share, beside those that may go in any case; nobody without any of the first.
 
         Of the tenant's own only such of a lower priority go with them: see `docs/adr/0004-fair-share-preemption.md`.
+        A guarantee takes nothing for fairness, for it would never have to give it back.
         """
+        if any(demand.runtime is Runtime.HOLD for demand in demands):
+            return []
         lowest = min(demand.priority for demand in demands)
         free = [
             candidate
@@ -246,9 +249,8 @@ class Preemption:
         for admit in self._staying.values():
             together[admit.demand.group or f"/{admit.demand.key}"].append(admit)
         for grants in together.values():
-            first = grants[0].demand.tenant
             ways = frozenset.intersection(*(self._ways(demands, grant.demand, pools) for grant in grants))
-            candidate = Candidate(tuple(grants), first != tenant, ways)
+            candidate = Candidate(tuple(grants), grants[0].demand.tenant != tenant, ways)
             if (
                 ways
                 and any(grant.pool in pools for grant in candidate.devices)
