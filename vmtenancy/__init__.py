@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from vmtenancy.core.fleet.model import Placement as Placement
     from vmtenancy.core.fleet.model import Pool as Pool
     from vmtenancy.core.fleet.model import Runtime as Runtime
+    from vmtenancy.core.policies import EvictionCost as EvictionCost
+    from vmtenancy.core.policies import Ordering as Ordering
+    from vmtenancy.core.policies import Policies as Policies
+    from vmtenancy.core.policies import VictimPolicy as VictimPolicy
+    from vmtenancy.core.policies import Way as Way
+    from vmtenancy.core.policies import WorkLost as WorkLost
+    from vmtenancy.core.quota.policy import BorrowWithinCohort as BorrowWithinCohort
+    from vmtenancy.core.quota.policy import PreemptionPolicy as PreemptionPolicy
+    from vmtenancy.core.quota.policy import Preempts as Preempts
     from vmtenancy.core.quota.resources import Resource as Resource
     from vmtenancy.core.quota.tree import CohortQuota as CohortQuota
     from vmtenancy.core.quota.tree import PoolQuota as PoolQuota
@@ -31,6 +40,7 @@ if TYPE_CHECKING:
     from vmtenancy.core.quota.tree import TenantQuota as TenantQuota
     from vmtenancy.core.requests import Admit as Admit
     from vmtenancy.core.requests import Demand as Demand
+    from vmtenancy.core.requests import Tenure as Tenure
     from vmtenancy.core.requests import Wait as Wait
     from vmtenancy.core.requests import volumes as volumes
     from vmtenancy.errors import Problem as Problem
@@ -41,7 +51,11 @@ __version__ = "0.1.0"
 _HOME = {
     "PARTS_PER_GPU": "vmtenancy.api.gpuclass",
     "decide": "vmtenancy.core.admission",
-    **dict.fromkeys(("Admit", "Demand", "Wait", "volumes"), "vmtenancy.core.requests"),
+    **dict.fromkeys(("Admit", "Demand", "Tenure", "Wait", "volumes"), "vmtenancy.core.requests"),
+    **dict.fromkeys(
+        ("EvictionCost", "Ordering", "Policies", "VictimPolicy", "Way", "WorkLost"), "vmtenancy.core.policies"
+    ),
+    **dict.fromkeys(("BorrowWithinCohort", "PreemptionPolicy", "Preempts"), "vmtenancy.core.quota.policy"),
     **dict.fromkeys(("Explanation", "explain"), "vmtenancy.core.explain.change"),
     "Fleet": "vmtenancy.core.fleet.arrays",
     **dict.fromkeys(

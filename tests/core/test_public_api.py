@@ -45,6 +45,16 @@ def test_the_example_places_without_a_cluster() -> None:
     ]
 
 
+def test_the_example_of_policies_replaces_all_of_them() -> None:
+    shown = python("-c", "import runpy; runpy.run_path('examples/policies.py')")
+    assert shown.splitlines() == [
+        "test stops night",
+        "prod stops sim",
+        "prod stops train",
+        "test stops nobody",
+    ]
+
+
 def test_every_public_name_is_there() -> None:
     for name in vmtenancy.__all__:
         assert getattr(vmtenancy, name) is not None

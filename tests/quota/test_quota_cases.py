@@ -147,8 +147,6 @@ def test_all_problems_of_a_file_are_told_with_the_case_they_are_in() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "where"),
     [
-        ("queues.0.preemption", {"withinClusterQueue": "LowerOrNewerEqualPriority"}, "withinClusterQueue"),
-        ("fairSharing", True, "fairSharing"),
         ("running.0.gpus", {"h200": 1}, "running[0].gpus"),
         ("nodes", [{"name": "n", "pool": "h100", "gpus": 0}], "running[0].gpus"),
     ],

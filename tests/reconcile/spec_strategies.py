@@ -23,7 +23,7 @@ from vmtenancy.api.gpuvm import GpuVMSpec, TemplateRef
 from vmtenancy.api.lease import Lease, TenantLeases
 from vmtenancy.api.overlay import Overlay
 from vmtenancy.api.quantity import Amount, Quantity
-from vmtenancy.api.tenant import ClassLimit, TenantSpec
+from vmtenancy.api.tenant import ClassLimit, MinRunTime, Preemption, TenantSpec
 from vmtenancy.api.virtualcluster import ElasticGpus, VirtualClusterSpec
 from vmtenancy.testing.story import PASSTHROUGH, VGPU
 
@@ -74,6 +74,9 @@ REFERENCES: Final[Mapping[tuple[type[BaseModel], str], st.SearchStrategy[Json]]]
     ),
     (TenantLeases, "default"): _LENGTHS,
     (TenantLeases, "maximum"): _LENGTHS,
+    (Preemption, "notice"): _LENGTHS,
+    (MinRunTime, "within_tenant"): _LENGTHS,
+    (MinRunTime, "within_cohort"): _LENGTHS,
     (GpuVMSpec, "reservation"): st.just("unknown"),
     (GpuVMSpec, "vm"): st.sampled_from(
         [

@@ -82,6 +82,10 @@ class GpuAllocationSpec(ApiModel):
     preemptible: bool = Field(
         default=True, description="Whether it may be taken back to make room, as its owner said then."
     )
+    promised_at: Timestamp | None = Field(
+        default=None,
+        description="When others were stopped for it, if they were: its place counts from then on.",
+    )
     rules: ClassVar = (
         Rule(
             cel="self == oldSelf",
@@ -108,6 +112,10 @@ class Revoked(ApiModel):
         default=None,
         alias="podUID",
         description="A pod that may still bind: only once it is gone the grant is taken back.",
+    )
+    since: Timestamp | None = Field(
+        default=None,
+        description="From then on it is taken back; until then its owner may save its work. Unset: at once.",
     )
     preemptor: FreeText | None = Field(
         default=None, description="The request that it makes room for, by kind, namespace and name."

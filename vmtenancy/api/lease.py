@@ -19,10 +19,11 @@ Duration = Annotated[
         "a time above 0 in hours, minutes and seconds, for example 8h, 90m or 1h30m",
     ),
 ]
+_INSTANT: Final = r"^20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"
 Instant = Annotated[
     str,
     Text(
-        r"^20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$",
+        _INSTANT,
         20,
         "a time in UTC in whole seconds, for example 2026-01-02T03:04:05Z",
     ),
@@ -36,7 +37,9 @@ def seconds_of(duration: str) -> int:
 
 
 def is_instant(text: str) -> bool:
-    """Whether there is such a day and time."""
+    """Whether it is an `Instant`, and there is such a day and time."""
+    if not re.fullmatch(_INSTANT, text):
+        return False
     try:
         datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ")
     except ValueError:

@@ -46,6 +46,8 @@ MIGRATED_ANNOTATION: Final = f"{GROUP}/migrated-from"
 GROUP_ANNOTATION: Final = f"{GROUP}/group"
 #: A pod may name the class that it wants where several would deliver the same resource.
 CLASS_ANNOTATION: Final = f"{GROUP}/class"
+#: On a GpuVM or Pod, set by who owns it: when its work was saved last, as 2026-01-02T03:04:05Z.
+CHECKPOINTED_ANNOTATION: Final = f"{GROUP}/checkpointed-at"
 #: Keeps a GpuVM or VirtualCluster until its devices are free and its children are gone.
 FINALIZER: Final = f"{GROUP}/release"
 

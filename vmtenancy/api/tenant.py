@@ -22,7 +22,7 @@ from vmtenancy.api.common import (
     digits_of,
 )
 from vmtenancy.api.gpuvm import Priority
-from vmtenancy.api.lease import TenantLeases
+from vmtenancy.api.lease import Duration, TenantLeases
 from vmtenancy.api.quantity import Amount, parse_quantity
 
 
@@ -87,14 +87,26 @@ class BorrowWithinCohort(ApiModel):
     )
 
 
+class MinRunTime(ApiModel):
+    """For how long, from when they got their GPUs, workloads of the tenant are not stopped to make room."""
+
+    within_tenant: Duration | None = Field(
+        default=None, description="For requests of the tenant itself; unset: they may be at any time."
+    )
+    within_cohort: Duration | None = Field(
+        default=None, description="For requests of other tenants; unset: they may be at any time."
+    )
+
+
 class Preemption(ApiModel):
     """Which workloads are stopped, gracefully, to make room for a request of the tenant that does not fit.
 
     What a VirtualCluster is guaranteed, and what its pods draw on that, is never taken. The names are Kueue's.
     """
 
-    within_tenant: Literal["Never", "LowerPriority"] = Field(
-        default="Never", description="Workloads of the tenant itself."
+    within_tenant: Literal["Never", "LowerPriority", "LowerOrNewerEqualPriority"] = Field(
+        default="Never",
+        description="Workloads of the tenant itself; those of equal priority only if they were made later.",
     )
     reclaim_within_cohort: Literal["Never", "LowerPriority", "Any"] = Field(
         default="Never",
@@ -103,6 +115,19 @@ class Preemption(ApiModel):
     borrow_within_cohort: BorrowWithinCohort = Field(
         default=BorrowWithinCohort(),
         description="Workloads of tenants that have borrowed, even if this one borrows itself then.",
+    )
+    fair_share_within_cohort: Literal["Never", "LowerPriority", "LowerOrEqualPriority"] = Field(
+        default="Never",
+        description="Workloads of tenants that have borrowed more by their weights, where shares are fairer "
+        "afterwards, even if this one borrows itself then.",
+    )
+    min_run_time: MinRunTime = Field(
+        default=MinRunTime(), description="For how long the tenant's own workloads are left alone."
+    )
+    notice: Duration | None = Field(
+        default=None,
+        description="How long before they are stopped the tenant's own workloads are told so; unset: they are stopped "
+        "at once, with the grace period of their pods.",
     )
     rules: ClassVar = (
         Rule(

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from vmtenancy.core.books import Books
 from vmtenancy.core.calendar import Calendar, Reserved
 from vmtenancy.core.choice import Choice
 from vmtenancy.core.explain import refusal
-from vmtenancy.core.explain.refusal import Refusal
+from vmtenancy.core.explain.refusal import Reason, Refusal
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.options import Units, has_options, instead
-from vmtenancy.core.preemption import Nomination, Preemption
+from vmtenancy.core.policies import DEFAULT, Policies
+from vmtenancy.core.preemption import Preemption
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Decision, Demand, Wait
 from vmtenancy.core.turns import turns
+from vmtenancy.core.victims import Nomination
 from vmtenancy.errors import Problem
 
 
@@ -29,18 +32,20 @@ def decide(
     promised: frozenset[str] = frozenset(),
     reserved: Sequence[Reserved] = (),
     promises: Mapping[str, Units] = MappingProxyType({}),
+    policies: Policies = DEFAULT,
 ) -> list[Decision]:
     """Decide every demand; the result is in queue order: `promised` ones, priority (higher first), fair share, age.
 
     `holds` are the grants that live already, in the form in which this function returned them (of their
-    demands only key, tenant, runtime, requests, parent and maximum are read, and for preemption priority and
-    created; of a HOLD also what it was `charged`). `ending` are the keys of those that will end soon, whatever is
-    decided; `promised` the demands for which some of them were stopped: else what was freed for one could go to
+    demands only key, tenant, runtime, requests, parent and maximum are read, and for preemption priority, created
+    and their tenure; of a HOLD also what it was `charged`). `ending` are the keys of those that will end soon, whatever
+    is decided; `promised` the demands for which some of them were stopped: else what was freed for one could go to
     another that is before it in the queue, and the two would stop others in turn. `fleet` carries supply and
     foreign pods, `tree` the rules; both come back unchanged. `reserved` are windows to come: what would still be
     there when one begins, and be in its way, waits (`Reason.RESERVED`). `promises` are, by key, the units by class
     for which others were stopped (`Wait.nominated`), of demands that leave a choice: they get these, and no more, as
     long as they can. With more, one could borrow what nobody was stopped for, be stopped for that, and so on for ever.
+    `policies` replace the engine's own orders and choices.
 
     Best effort, not strict FIFO: who waits blocks nobody behind, so small requests may pass a large one for
     as long as it does not fit. But for who may preempt, or fits once `ending` have ended, a place is kept from its
@@ -56,7 +61,7 @@ def decide(
     with fleet.what_if():
         live = tuple(holds)
         books = Books(fleet, tree, live)
-        preemption = Preemption(books, tree, live, ending)
+        preemption = Preemption(books, tree, live, ending, policies)
         calendar = Calendar(books, live, ending, reserved)
         choice = Choice(books, preemption, calendar, promises)
         decided: dict[str, Decision] = {}
@@ -70,7 +75,7 @@ def decide(
             calendar.admitted(admits)
 
         queue = []
-        for together in turns(demands, promised, books):
+        for together in turns(demands, promised, books, policies.ordering):
             queue.append(together)
             chosen = choice.best(together)
             if isinstance(chosen, Nomination):
@@ -93,6 +98,16 @@ def decide(
             problem, shortage = why.told
             victims = tuple(victim.demand.key for victim in nomination.victims) if nomination else ()
             to_come = _to_come(together, nomination) if nomination else {}
+            stops_from = None
+            if (
+                nomination is None
+                and why.reason is not Reason.RESERVED
+                and (then := preemption.later(together))
+            ):
+                stops_from, to_stop = then
+                keys = [victim.demand.key for victim in to_stop.victims]
+                more = f"; from {refusal.instant(stops_from)} on {', '.join(keys)} may be stopped for it"
+                problem = replace(problem, message=problem.message + more)
             for demand in together:
                 ahead.update(why.pools)
                 position = max((ahead[pool] for pool in why.pools), default=0)
@@ -101,7 +116,7 @@ def decide(
                     told = f"the group {demand.group} waits as a whole: {told}"
                 gets = to_come.get(demand.key, ())
                 decided[demand.key] = Wait(
-                    demand, why.reason, told, problem, position, shortage, victims, gets
+                    demand, why.reason, told, problem, position, shortage, victims, gets, stops_from
                 )
                 victims = ()  # they are stopped once
     return [decided[demand.key] for together in queue for demand in together]

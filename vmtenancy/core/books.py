@@ -177,6 +177,10 @@ class Books:
         """As `QuotaTree.share`."""
         return self._tree.share(tenant, more, level)
 
+    def extent(self, tenant: str, level: int) -> float:
+        """As `QuotaTree.extent`."""
+        return self._tree.extent(tenant, level)
+
     def charge_of(self, demands: Sequence[Demand]) -> Mapping[str, int]:
         """What the demands, admitted together, would add to their tenant's charge, by pool and resource."""
         gross: dict[str | None, Counter[str]] = defaultdict(Counter)

@@ -21,9 +21,10 @@ from vmtenancy.core.calendar import Calendar
 from vmtenancy.core.explain import refusal
 from vmtenancy.core.explain.refusal import Reason, Refusal
 from vmtenancy.core.options import Units, has_options, instead, most_lacking, units_text, ways
-from vmtenancy.core.preemption import Nomination, Preemption
+from vmtenancy.core.preemption import Preemption
 from vmtenancy.core.quota.policy import Fungibility
 from vmtenancy.core.requests import Admit, Demand
+from vmtenancy.core.victims import Nomination
 
 Found = tuple[Admit, ...] | Nomination
 _Demands = Sequence[Demand]

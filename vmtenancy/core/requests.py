@@ -95,13 +95,31 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
+class Tenure:
+    """What a live grant has behind it, for preemption; times in seconds, as `Demand.ends`.
+
+    `since`: when it was granted, or was promised its place where that was before. `work`: seconds of work that would
+    be lost if it were stopped now. Until `safe_within_tenant` and `safe_within_cohort` (None: no longer) requests of
+    its own tenant, and of others, may not stop it.
+    """
+
+    since: float = 0.0
+    work: float = 0.0
+    safe_within_tenant: float | None = None
+    safe_within_cohort: float | None = None
+
+
+_UNKNOWN = Tenure()
+
+
+@dataclass(frozen=True, slots=True)
 class Admit:
     """The demand may go ahead. `placement` is None for a HOLD.
 
     `charged` is what this adds to the tenant's usage, in parts by pool: nothing for what a pod draws from its
     virtual cluster's hold; and by resource that the tenant is limited in. `borrowed` is the part of it above the
     tenant's nominal quota, and `reach` how far up its cohorts it borrows (as `QuotaTree.reach`). The demand's
-    `requests` are what it was granted.
+    `requests` are what it was granted. `tenure` is read of live grants only.
     """
 
     demand: Demand
@@ -109,6 +127,7 @@ class Admit:
     charged: Mapping[str, int] = field(default_factory=dict)
     borrowed: Mapping[str, int] = field(default_factory=dict)
     reach: int = 0
+    tenure: Tenure = _UNKNOWN
 
 
 def volumes(key: str, tenant: str, storage: int) -> Admit:
@@ -120,7 +139,8 @@ def volumes(key: str, tenant: str, storage: int) -> Admit:
 class Wait:
     """The demand waits. `position` counts from 1 among the demands that wait for its pools; 0: in no
     queue. `victims` are the keys of live grants that have to be stopped for it now. `nominated` are the units by class
-    that it gets once others have ended, where its demand leaves a choice.
+    that it gets once others have ended, where its demand leaves a choice. From `stops_from` on (seconds) others could
+    be stopped for it, who have not run for their least time yet; None: nobody.
     """
 
     demand: Demand
@@ -131,6 +151,7 @@ class Wait:
     shortage: Shortage | None = None
     victims: tuple[str, ...] = ()
     nominated: tuple[tuple[str, int], ...] = ()
+    stops_from: float | None = None
 
 
 Decision = Admit | Wait

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from vmtenancy.core.books import Books
 from vmtenancy.core.choice import likely
+from vmtenancy.core.policies import Ordering
 from vmtenancy.core.requests import Demand
 from vmtenancy.errors import Code, Problem, VmtError
 
@@ -26,7 +27,9 @@ _Rank = tuple[bool, int, float, str]
 _EVERYWHERE = ""
 
 
-def turns(demands: Iterable[Demand], promised: frozenset[str], books: Books) -> Iterator[Bundle]:
+def turns(
+    demands: Iterable[Demand], promised: frozenset[str], books: Books, ordering: Ordering
+) -> Iterator[Bundle]:
     """All demands in turn. What was decided for one must be in the `books` before the next is asked for.
 
     A group has the place of its last member, a pod comes after the hold of its virtual cluster. Among the
@@ -34,9 +37,11 @@ def turns(demands: Iterable[Demand], promised: frozenset[str], books: Books) -> 
 
     Raises VmtError for a key that is demanded twice.
     """
-    for (not_promised, _), level in itertools.groupby(_by_age(demands, promised), lambda turn: turn[0]):
+    for (not_promised, _), level in itertools.groupby(
+        _by_age(demands, promised, ordering), lambda turn: turn[0]
+    ):
         bundles = [bundle for _, bundle in level]
-        yield from _Fairly(bundles, books) if not_promised else bundles
+        yield from _Fairly(bundles, books) if not_promised and ordering.fair_share else bundles
 
 
 class _Entry(NamedTuple):
@@ -93,8 +98,10 @@ class _Fairly:
         return best
 
 
-def _by_age(demands: Iterable[Demand], promised: frozenset[str]) -> list[tuple[tuple[bool, int], Bundle]]:
-    """All bundles with their level (whether it is not promised; priority, highest first), in order of level and age."""
+def _by_age(
+    demands: Iterable[Demand], promised: frozenset[str], ordering: Ordering
+) -> list[tuple[tuple[bool, int], Bundle]]:
+    """All bundles with their level (whether it is not promised; as ordered, by priority), in order of level and age."""
     by_key: dict[str, Demand] = {}
     groups: dict[str, list[Demand]] = defaultdict(list)
     for demand in demands:
@@ -106,7 +113,7 @@ def _by_age(demands: Iterable[Demand], promised: frozenset[str]) -> list[tuple[t
     first = {demand.group or key for key, demand in by_key.items() if key in promised}
 
     def rank(demand: Demand) -> _Rank:
-        return ((demand.group or demand.key) not in first, -demand.priority, demand.created, demand.key)
+        return ((demand.group or demand.key) not in first, *ordering.rank(demand), demand.key)
 
     def order(demand: Demand) -> tuple[_Rank, bool, _Rank]:
         parent = by_key.get(demand.parent) if demand.parent is not None else None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vmtenancy.api.gpuclass import GpuClass
+from vmtenancy.api.lease import seconds_of
 from vmtenancy.api.names import API_VERSION, MANAGED_BY, MANAGED_LABEL
 from vmtenancy.api.quantity import cpu_text, memory_text
 from vmtenancy.core.admission import decide
+from vmtenancy.core.explain.refusal import Reason
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import Mode
 from vmtenancy.core.options import Units
@@ -24,11 +26,13 @@ from vmtenancy.reconcile.demands import (
     requests_of,
     standing,
 )
-from vmtenancy.reconcile.holders import ended
-from vmtenancy.reconcile.ledger import allocation_name, batch_room, commit_chain, revoke
+from vmtenancy.reconcile.holders import ended, has_notice
+from vmtenancy.reconcile.ledger import allocation_name, batch_room, commit_chain, revoke, write_status
 from vmtenancy.reconcile.requests import Asked, Requests, Unclear
+from vmtenancy.reconcile.status import timestamp
 from vmtenancy.reconcile.steps import Chain, Object
 from vmtenancy.reconcile.supply import class_resources, fleet_of, quota_tree_of
+from vmtenancy.reconcile.tenure import preemption_of, promised_at
 from vmtenancy.reconcile.view import LEDGER_NAME, View
 from vmtenancy.reconcile.world import ref_of, uid_of
 
@@ -102,10 +106,9 @@ def _cut(admits: Sequence[Admit], room: int) -> Sequence[Admit]:
     return admits[:end]
 
 
-def _preemptions(view: View, ending: frozenset[str], waits: Iterable[Wait]) -> tuple[Chain, ...]:
-    """Take back the grants of those that are stopped to make room."""
+def _preemptions(view: View, ending: frozenset[str], waits: Collection[Wait]) -> tuple[Chain, ...]:
+    """Take back the grants of those that are stopped to make room, and let those be whose room nobody needs now."""
     by_key = {key_of_grant(grant): grant for grant in view.live if grant.name not in ending}
-    waits = tuple(waits)
 
     def together(wait: Wait) -> str:
         return wait.demand.group or f"/{wait.demand.key}"
@@ -118,6 +121,11 @@ def _preemptions(view: View, ending: frozenset[str], waits: Iterable[Wait]) -> t
     for wait in waits:
         for victim in wait.victims:
             message = f"it makes room for {wait.demand.key} (priority {wait.demand.priority})"
+            notice = preemption_of(view, by_key[victim].tenant).notice
+            since = None
+            if notice:
+                since = float(int(view.now)) + seconds_of(notice)
+                message += f" at {timestamp(since)}"
             step = revoke(
                 by_key[victim],
                 PREEMPTED,
@@ -125,8 +133,13 @@ def _preemptions(view: View, ending: frozenset[str], waits: Iterable[Wait]) -> t
                 view.now,
                 preemptor=wait.demand.key,
                 promised=promised[together(wait)],
+                since=since,
             )
             chains.append(Chain(f"preempt {victim} for {wait.demand.key}", (step,)))
+    wanted = {wait.demand.key for wait in waits if wait.reason is Reason.NOMINATED}
+    for victim, grant in by_key.items():
+        if has_notice(view, grant) and grant.preemptor not in wanted:
+            chains.append(Chain(f"leave {victim} its grant", (write_status(grant, revoked=None),)))
     return tuple(chains)
 
 
@@ -178,6 +191,8 @@ def _allocation(view: View, asked: Asked, decision: Admit) -> Object:
         spec["preemptible"] = False
     if asked.hold:
         spec["parent"] = asked.hold
+    if promised := promised_at(view, asked.demand.key):
+        spec["promisedAt"] = promised
     return {
         "apiVersion": API_VERSION,
         "kind": "GpuAllocation",

@@ -29,6 +29,7 @@ from vmtenancy.reconcile.revocation import avoided_nodes
 from vmtenancy.reconcile.status import seconds
 from vmtenancy.reconcile.steps import Object, Ref
 from vmtenancy.reconcile.supply import pod_needs, vm_needs
+from vmtenancy.reconcile.tenure import tenure_of
 from vmtenancy.reconcile.untyped import refuse_wrong_shapes
 from vmtenancy.reconcile.view import Allocation, View
 from vmtenancy.reconcile.world import annotations_of, is_deleting, ref_of, uid_of
@@ -330,6 +331,7 @@ def _admit(view: View, grant: Allocation) -> Admit:
             ends=ends_of(view, leased) if leased and leased["kind"] != "Pod" else None,
         ),
         Placement(grant.node, devices, grant.cpu, grant.memory),
+        tenure=tenure_of(view, grant, owner),
     )
 
 

@@ -14,7 +14,14 @@ from vmtenancy.reconcile.admit import Admission
 from vmtenancy.reconcile.apply import changes, leftovers, taken_by_others
 from vmtenancy.reconcile.finalizer import with_finalizer, without_finalizer
 from vmtenancy.reconcile.granted import granted_text
-from vmtenancy.reconcile.holders import is_as_asked, is_revoked, vm_is_holding, vm_wants_devices
+from vmtenancy.reconcile.holders import (
+    PREEMPTING,
+    has_notice,
+    is_as_asked,
+    is_revoked,
+    vm_is_holding,
+    vm_wants_devices,
+)
 from vmtenancy.reconcile.leases import ending_conditions, is_over, status_of
 from vmtenancy.reconcile.lineage import ancestor, machine_to_adopt, running_launchers
 from vmtenancy.reconcile.machine import machine_objects
@@ -176,6 +183,8 @@ def _report(
             admitted = Condition("Admitted", False, grant.revoked, grant.revoked_message, True, warning=True)
         else:
             admitted = Condition("Admitted", True, "Admitted", granted_text(view, vm, grant), event=True)
+            if has_notice(view, grant):
+                admitted = Condition("Admitted", True, PREEMPTING, grant.revoked_message, True, warning=True)
         phase, message = seen.phase, seen.message
         if phase == "Pending":
             phase = "Admitted"

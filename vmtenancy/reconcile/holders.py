@@ -15,6 +15,8 @@ from vmtenancy.reconcile.view import Allocation, View
 from vmtenancy.reconcile.volumes import fit
 from vmtenancy.reconcile.world import is_deleting, uid_of
 
+PREEMPTING = "Preempting"
+"""Reason of the condition by which an owner is told, some time before, that its grant is taken back."""
 TAKEN_BACK = "TakenBack"
 """Reason of the condition by which a gated pod is told, before its grant ends, that it must not use it."""
 
@@ -70,11 +72,16 @@ def is_lost(view: View, allocation: Allocation) -> bool:
 
 
 def is_revoked(view: View, allocation: Allocation) -> bool:
-    """Whether a grant was taken back. Not yet while a pod that would prevent it can still be bound."""
-    if not allocation.revoked:
+    """Whether a grant was taken back. Not yet while notice runs, or a pod that would prevent it can still be bound."""
+    if not allocation.revoked or has_notice(view, allocation):
         return False
     pod = view.gpu_pods_by_uid.get(allocation.unless_bound)
     return pod is None or (is_deleting(pod) and not is_bound(pod))
+
+
+def has_notice(view: View, allocation: Allocation) -> bool:
+    """Whether a grant will be taken back, and its owner may still save its work."""
+    return allocation.revoked_since > view.now
 
 
 def vm_wants_devices(view: View, vm: GpuVM, allocation: Allocation | None) -> bool:
@@ -138,7 +145,7 @@ def is_ending(view: View, allocation: Allocation) -> bool:
     if allocation.owner_kind in ("VirtualCluster", "GpuReservation"):
         return False
     obj = owner_of(view, allocation)
-    if obj is None or is_deleting(obj) or is_revoked(view, allocation):
+    if obj is None or is_deleting(obj) or is_revoked(view, allocation) or has_notice(view, allocation):
         return True
     return allocation.owner_kind == "GpuVM" and not _is_wanted(view, obj, allocation)
 

@@ -19,6 +19,7 @@ from vmtenancy.api.lease import Lease, TenantLeases, seconds_of
 from vmtenancy.api.tenant import Tenant
 from vmtenancy.api.virtualcluster import VirtualCluster, VirtualClusterSpec
 from vmtenancy.errors import VmtError
+from vmtenancy.reconcile.holders import has_notice
 from vmtenancy.reconcile.ledger import revoke
 from vmtenancy.reconcile.lineage import running_launchers
 from vmtenancy.reconcile.requests import Unclear
@@ -98,7 +99,7 @@ def ends_of(view: View, obj: Object) -> float | None:
         return period.ends
     grant = view.live_by_owner.get(uid_of(obj))
     if grant is not None:
-        return view.now if grant.revoked else None
+        return max(view.now, grant.revoked_since) if grant.revoked else None
     terms = _terms(view, obj)
     return terms.end(int(view.now)) if terms else None
 
@@ -182,13 +183,13 @@ def lease_chains(view: View) -> list[Chain]:
     over: dict[str, bool] = {}
     for grant in view.live:
         owner = _owner(view, grant)
-        if owner is None or grant.revoked or is_deleting(owner):
+        if owner is None or is_deleting(owner) or (grant.revoked and not has_notice(view, grant)):
             continue
         uid = uid_of(owner)
         if uid not in over:
             over[uid] = is_over(view, owner) or _is_due(view, owner)
         if over[uid]:
-            step = revoke(grant, LEASE_EXPIRED, expired_message(owner), view.now)
+            step = revoke(grant, LEASE_EXPIRED, expired_message(owner), view.now, preemptor=grant.preemptor)
             chains.append(Chain(f"end the lease of {ref_of(owner)}: take {grant.name} back", (step,)))
     return chains
 

@@ -127,16 +127,18 @@ def revoke(
     unless_bound: str = "",
     preemptor: str = "",
     promised: Mapping[str, Units] = _NOTHING,
+    since: float | None = None,
 ) -> Replace:
     """Take a grant back: its GpuVM is stopped, or its pod deleted, and it is released once nothing holds it (I4).
 
-    With `unless_bound`, the uid of a pod, that stands only once this pod is gone. `preemptor` is the key of the demand
-    that it makes room for, `promised` the units by class that this one, and the others of its group, get by their
-    keys, where they leave a choice.
+    With `unless_bound`, the uid of a pod, that stands only once this pod is gone; with `since`, from then on.
+    `preemptor` is the key of the demand that it makes room for, `promised` the units by class that this one, and the
+    others of its group, get by their keys, where they leave a choice.
     """
     revoked: Object = {"reason": reason, "message": message[:1024], "at": timestamp(now)}
     revoked |= {"podUID": unless_bound} if unless_bound else {}
     revoked |= {"preemptor": preemptor} if preemptor else {}
+    revoked |= {"since": timestamp(since)} if since is not None else {}
     if promised:
         revoked["promised"] = [
             {"request": key, "class": name, "count": count}

@@ -49,6 +49,7 @@ def plan(world: World, now: float) -> Plan:
     if admission.chain is None:  # else its members are about to change
         chains += group_chains(view, admission.waits, admission.unclear)
     chains += orphan_chains(view)
-    times = (next_deadline(view), next_lease_event(view), next_window(view))
+    stops = min((w.stops_from for w in admission.waits.values() if w.stops_from is not None), default=None)
+    times = (next_deadline(view), next_lease_event(view), next_window(view), stops)
     due = [time for time in times if time is not None]
     return Plan(tuple(chains), retry_at=min(due, default=None))

@@ -27,8 +27,9 @@ def overdue(view: View, grant: Allocation) -> Object | None:
 
 
 def next_deadline(view: View) -> float | None:
-    """When the next awaited pod will be overdue, in seconds."""
-    dues = (due for grant in view.live for _, due in _awaited(view, grant))
+    """When the next awaited pod will be overdue, or the next notice over, in seconds."""
+    dues = [due for grant in view.live for _, due in _awaited(view, grant)]
+    dues += [grant.revoked_since for grant in view.live]
     return min((due for due in dues if due > view.now), default=None)
 
 

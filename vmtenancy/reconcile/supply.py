@@ -104,6 +104,7 @@ def _tenant_quota(name: str, tenant: Tenant) -> TenantQuota:
         Preempts(preemption.within_tenant),
         Preempts(preemption.reclaim_within_cohort),
         BorrowWithinCohort(borrowing.max_priority_threshold) if borrowing.policy != "Never" else None,
+        Preempts(preemption.fair_share_within_cohort),
     )
     wished = tenant.spec.class_fungibility
     fungibility = Fungibility(

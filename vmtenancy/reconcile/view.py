@@ -38,10 +38,10 @@ class Allocation:
     """One `GpuAllocation` with what the head says of it: `mark` is its own proof of the commit (0: none yet).
 
     `cpu` in millicores and `memory` in bytes as they were charged to the node, `storage` in bytes as it was to the
-    tenant; `let_go_at` in seconds. `revoked` is
-    the reason for which it is taken back, `""` if it is not; it stands once the pod `unless_bound`, where one is
-    named, is gone; `preemptor` is the key of the demand that it makes room for, `promised` the units by class that this
-    one, and the others of its group, get by their keys, where they leave a choice.
+    tenant; `let_go_at` in seconds. `revoked` is the reason for which it is taken back, `""` if it is not; it stands
+    from `revoked_since` (seconds) on, and once the pod `unless_bound`, where one is named, is gone; `preemptor` is the
+    key of the demand that it makes room for, `promised` the units by class that this one, and the others of its group,
+    get by their keys, where they leave a choice.
     """
 
     object: Object
@@ -64,6 +64,7 @@ class Allocation:
     let_go_at: float | None
     revoked: str
     revoked_message: str
+    revoked_since: float
     unless_bound: str
     preemptor: str
     promised: Mapping[str, Units]
@@ -315,6 +316,7 @@ class View:
             let_go_at=seconds(status["letGoAt"]) if status.get("letGoAt") else None,
             revoked=revoked.get("reason", ""),
             revoked_message=revoked.get("message", ""),
+            revoked_since=seconds(revoked["since"]) if revoked.get("since") else 0.0,
             unless_bound=revoked.get("podUID", ""),
             preemptor=revoked.get("preemptor", ""),
             promised=_promised(revoked.get("promised") or ()),

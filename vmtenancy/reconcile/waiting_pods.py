@@ -11,7 +11,14 @@ from collections.abc import Iterable
 from vmtenancy.api.names import ADMITTED_CONDITION, DEGRADED_CONDITION
 from vmtenancy.reconcile.admit import Admission
 from vmtenancy.reconcile.gate import root_owner
-from vmtenancy.reconcile.holders import TAKEN_BACK, must_be_told, pods_holding, taken_back_message
+from vmtenancy.reconcile.holders import (
+    PREEMPTING,
+    TAKEN_BACK,
+    has_notice,
+    must_be_told,
+    pods_holding,
+    taken_back_message,
+)
 from vmtenancy.reconcile.node_trouble import trouble_of
 from vmtenancy.reconcile.pods import is_gated
 from vmtenancy.reconcile.status import Condition, condition, is_true, merged
@@ -48,7 +55,10 @@ def _why_it_waits(view: View, pod: Object, admission: Admission) -> tuple[str, s
 
 def _of_running(view: View, pod: Object, grant: Allocation) -> Iterable[Condition]:
     """What has changed for a pod that was let through: nothing for most."""
-    if condition(pod, ADMITTED_CONDITION) and not is_true(pod, ADMITTED_CONDITION):
+    told = condition(pod, ADMITTED_CONDITION)
+    if grant.owner_kind == "Pod" and has_notice(view, grant):
+        yield Condition(ADMITTED_CONDITION, True, PREEMPTING, grant.revoked_message, event=True, warning=True)
+    elif told and (told["reason"] == PREEMPTING or not is_true(pod, ADMITTED_CONDITION)):
         yield Condition(ADMITTED_CONDITION, True, "Admitted", f"it has the grant {grant.name}")
     # A launcher's owner is told by its GpuVM.
     if grant.owner_kind == "Pod":

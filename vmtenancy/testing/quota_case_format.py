@@ -128,6 +128,12 @@ class Running(Workload):
     )
     ending: bool = Field(default=False, description="It is being stopped already, and still holds its GPUs.")
     stopped: bool = Field(default=False, description="Of a VM: it was stopped, and has its volumes alone.")
+    work: int = Field(
+        default=0, ge=0, description="Seconds of work that it would lose, since it was saved last."
+    )
+    safe: Annotated[tuple[Literal["withinTenant", "withinCohort"], ...], Items(most=2, unique=True)] = Field(
+        default=(), description="For whom it has not run for its least time yet."
+    )
 
 
 class Incoming(Workload):
@@ -174,7 +180,10 @@ class QuotaCase(ApiModel):
     shows: Annotated[str, Text(r"^[^\n]{10,}$", 300, "one sentence")] = Field(
         description="What the case shows, in one sentence."
     )
-    fair_sharing: bool = Field(default=False, description="Kueue's fair sharing decides whom to preempt.")
+    fair_sharing: bool = Field(
+        default=False,
+        description="Shares decide whom to preempt, of those that `reclaimWithinCohort` allows by priority.",
+    )
     classes: Annotated[tuple[GpuClassOf, ...], Items(most=64, keys=("name",))] = Field(
         default=(), description="Classes that are not whole GPUs of a pool."
     )

@@ -26,7 +26,7 @@ from vmtenancy.core.placement.best_fit import NoPlacement, Request, best_fit
 from vmtenancy.core.quota import tree
 from vmtenancy.core.quota.policy import BorrowWithinCohort, Fungibility, PreemptionPolicy, Preempts
 from vmtenancy.core.quota.resources import BY_LABEL, Resource
-from vmtenancy.core.requests import Admit, Decision, Demand, Wait, volumes
+from vmtenancy.core.requests import Admit, Decision, Demand, Tenure, Wait, volumes
 from vmtenancy.errors import Code, Problem, VmtError
 from vmtenancy.reconcile.supply import MOST, resource_quota, units
 from vmtenancy.testing.quota_case_format import (
@@ -40,7 +40,13 @@ from vmtenancy.testing.quota_case_format import (
     check_names,
 )
 
-_NOT_OURS = "is of Kueue, and vmtenancy does not have it"
+#: Until when a workload is left alone that has not run for its least time: any time after the case.
+_LATER = 1_800_000_000.0
+_FAIRLY = {
+    "Never": Preempts.NEVER,
+    "LowerPriority": Preempts.LOWER_PRIORITY,
+    "Any": Preempts.LOWER_OR_EQUAL_PRIORITY,
+}
 _MODES = tuple(Mode)
 _RUNTIMES = {"VM": Runtime.VM, "Pod": Runtime.POD, "VirtualCluster": Runtime.HOLD}
 
@@ -149,10 +155,8 @@ def run(case: QuotaCase) -> list[Difference]:
 
 
 def tree_of(case: QuotaCase) -> tree.QuotaTree:
-    """The case's rules, with nothing charged. Raises VmtError for a policy that the engine does not have."""
-    if case.fair_sharing:
-        raise VmtError(Problem(Code.INVALID_FIELD, "fairSharing", _NOT_OURS, "true", "false"))
-    return quota_of(case, [_policy(i, queue.preemption) for i, queue in enumerate(case.queues)])
+    """The case's rules, with nothing charged."""
+    return quota_of(case, [_policy(queue.preemption, fair=case.fair_sharing) for queue in case.queues])
 
 
 def quota_of(case: QuotaCase, policies: Iterable[PreemptionPolicy]) -> tree.QuotaTree:
@@ -191,15 +195,13 @@ def _pool_quota(quota: PoolQuota) -> tree.PoolQuota:
     return tree.PoolQuota(quota.pool, quota.nominal, quota.borrowing_limit, quota.lending_limit, caps)
 
 
-def _policy(index: int, preemption: Preemption) -> PreemptionPolicy:
-    within, borrow = preemption.within_cluster_queue, preemption.borrow_within_cohort
-    if within == "LowerOrNewerEqualPriority":
-        path = f"queues[{index}].preemption.withinClusterQueue"
-        raise VmtError(Problem(Code.INVALID_FIELD, path, _NOT_OURS, within, "Never or LowerPriority"))
+def _policy(preemption: Preemption, *, fair: bool) -> PreemptionPolicy:
+    borrow = preemption.borrow_within_cohort
     return PreemptionPolicy(
-        Preempts(within),
+        Preempts(preemption.within_cluster_queue),
         Preempts(preemption.reclaim_within_cohort),
         None if borrow.policy == "Never" else BorrowWithinCohort(borrow.max_priority_threshold),
+        _FAIRLY[preemption.reclaim_within_cohort] if fair else Preempts.NEVER,
     )
 
 
@@ -299,7 +301,14 @@ def _placed(case: QuotaCase, fleet: Fleet) -> Iterator[Admit]:
                 message = "no node has room for what runs"
                 raise VmtError(Problem(Code.NO_CAPACITY, path, message, workload.name, "nodes that hold it"))
             fleet.hold(placement)
-            yield Admit(demand, placement)
+            yield Admit(demand, placement, tenure=_tenure(workload))
+
+
+def _tenure(workload: Running) -> Tenure:
+    until = dict.fromkeys(workload.safe, _LATER)
+    return Tenure(
+        float(-workload.age), float(workload.work), until.get("withinTenant"), until.get("withinCohort")
+    )
 
 
 def _below(prefix: str, problem: Problem) -> Problem:

@@ -11,6 +11,7 @@ from vmtenancy.core.calendar import Reserved
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import Offering
 from vmtenancy.core.options import Units
+from vmtenancy.core.policies import DEFAULT, Policies
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Demand, Wait
 
@@ -44,6 +45,7 @@ def explain(
     promised: frozenset[str] = frozenset(),
     reserved: Sequence[Reserved] = (),
     promises: Mapping[str, Units] = MappingProxyType({}),
+    policies: Policies = DEFAULT,
 ) -> Explanation | None:
     """Explain the demand `key` among all that wait; None if it would be admitted. The rest is as in `decide`.
 
@@ -51,7 +53,7 @@ def explain(
     Raises KeyError where nothing of that key is demanded.
     """
     holds = tuple(holds)
-    decisions = decide(fleet, tree, holds, demands, ending, promised, reserved, promises)
+    decisions = decide(fleet, tree, holds, demands, ending, promised, reserved, promises, policies)
     place = next((i for i, decision in enumerate(decisions) if decision.demand.key == key), None)
     if place is None:
         raise KeyError(key)
@@ -60,7 +62,9 @@ def explain(
         return None
     ahead = [decision.demand for decision in decisions[:place]]
     for smaller in _smaller(wait.demand, fleet.offerings):
-        answers = decide(fleet, tree, holds, [*ahead, smaller], ending, promised, reserved, promises)
+        answers = decide(
+            fleet, tree, holds, [*ahead, smaller], ending, promised, reserved, promises, policies
+        )
         for answer in answers:
             if isinstance(answer, Admit) and answer.demand.key == key:
                 return Explanation(wait, answer.demand.requests)

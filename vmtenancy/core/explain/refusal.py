@@ -236,8 +236,12 @@ def _briefly(why: Refusal) -> str:
 
 def reserved(then: Refusal, windows: str, start: float) -> Refusal:
     """It would be in the way of what is reserved from `start` (seconds) on, when `then` will be so."""
-    when = datetime.fromtimestamp(int(start), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     missing, shortage = then.told
-    message = f"from {when} on {windows} needs it: then {missing.message}"
+    message = f"from {instant(start)} on {windows} needs it: then {missing.message}"
     problem = Problem(Code.RESERVED, "", message, expected="a lease that ends before, or less")
     return Refusal(Reason.RESERVED, lambda: (problem, shortage), then.pools)
+
+
+def instant(moment: float) -> str:
+    """A moment in seconds as people read it, in UTC."""
+    return datetime.fromtimestamp(int(moment), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

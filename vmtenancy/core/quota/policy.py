@@ -11,11 +11,16 @@ class Preempts(StrEnum):
 
     NEVER = "Never"
     LOWER_PRIORITY = "LowerPriority"
+    LOWER_OR_NEWER_EQUAL_PRIORITY = "LowerOrNewerEqualPriority"
+    LOWER_OR_EQUAL_PRIORITY = "LowerOrEqualPriority"
     ANY = "Any"
 
-    def allows(self, mine: int, theirs: int) -> bool:
-        """Whether a request of priority `mine` may stop a workload of priority `theirs`."""
-        return self is Preempts.ANY or (self is Preempts.LOWER_PRIORITY and theirs < mine)
+    def allows(self, mine: int, theirs: int, *, newer: bool = False) -> bool:
+        """Whether a request of priority `mine` may stop a workload of priority `theirs`, that is `newer` or not."""
+        if theirs == mine:
+            equal = self is Preempts.LOWER_OR_NEWER_EQUAL_PRIORITY and newer
+            return equal or self in (Preempts.ANY, Preempts.LOWER_OR_EQUAL_PRIORITY)
+        return self is Preempts.ANY or (self is not Preempts.NEVER and theirs < mine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +38,20 @@ class BorrowWithinCohort:
 class PreemptionPolicy:
     """`within_tenant`: workloads of the tenant itself (never `ANY`). `reclaim_within_cohort`: of others that hold
     more than their own share, as long as the one that takes back stays within its own. `borrow_within_cohort`: of
-    these, which may be stopped even where it does not.
+    these, which may be stopped even where it does not. `fair_share_within_cohort`: of those who have borrowed, which
+    may be stopped where shares are fairer afterwards (never `ANY`: a higher priority is not stopped for fairness).
     """
 
     within_tenant: Preempts = Preempts.NEVER
     reclaim_within_cohort: Preempts = Preempts.NEVER
     borrow_within_cohort: BorrowWithinCohort | None = None
+    fair_share_within_cohort: Preempts = Preempts.NEVER
 
     @property
     def may_preempt(self) -> bool:
         """Whether anything may ever be stopped."""
-        return {self.within_tenant, self.reclaim_within_cohort} != {Preempts.NEVER}
+        ways = {self.within_tenant, self.reclaim_within_cohort, self.fair_share_within_cohort}
+        return ways != {Preempts.NEVER}
 
 
 NOBODY = PreemptionPolicy()

@@ -21,6 +21,7 @@ import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -246,6 +247,15 @@ class QuotaTree:
         p = int((over * self._per_potential[above]).argmax())
         borrowed, potential = int(over[p]), int(self._potential[above, p])
         return borrowed / (potential * self._weights[node]) if borrowed > 0 and potential > 0 else 0.0
+
+    def extent(self, tenant: str, level: int) -> float:
+        """As `share`, but of all that the root could hold, by the weights of the node and of all cohorts above it: one
+        measure for all nodes below a root.
+        """
+        path = self._paths[self._tenant[tenant]]
+        over = self._usage[path[level]] - self._subtree[path[level]]
+        weight = prod(self._weights[node] for node in path[level:-1])
+        return max(0.0, float((over * self._per_potential[path[-1]]).max())) / weight
 
     def has_borrowed_from(self, lender: str, tenant: str, pool: str) -> bool:
         """Whether what `tenant` holds of the pool is, in part, what `lender` could use.
