@@ -6,12 +6,15 @@ import copy
 import re
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from callers import Caller
 
 from vmtenancy.api import names
+from vmtenancy.api.common import Text
+from vmtenancy.api.lease import Instant, is_instant
 
 MANIFESTS = Path(__file__).parents[2] / "deploy" / "manifests"
 DEADLINE_S = 20.0
@@ -143,7 +146,9 @@ def expressions():
 
 def test_gpu_resources_are_those_of_the_code():
     patterns = {found for text in expressions() for found in re.findall(r"matches\('([^']*)'\)", text)}
-    (pattern,) = patterns
+    (instant,) = (text.pattern for text in get_args(Instant) if isinstance(text, Text))
+    (pattern,) = patterns - {instant}
+    assert instant in patterns
     for prefix in names.GPU_RESOURCE_PREFIXES:
         assert re.match(pattern, f"{prefix}gpu")
     assert pattern.count("|") + 1 == len(names.GPU_RESOURCE_PREFIXES)
@@ -367,6 +372,22 @@ def test_policies(installed, controller, operator, crds, subtests):
         assert denied(member("PATCH", f"{pods}/train", other, MERGE), "marks.vmtenancy.io")
         gone = {"metadata": {"annotations": {names.ADOPT_ANNOTATION: None}}}
         assert member("PATCH", f"{pods}/train", gone, MERGE).code == 200
+
+    with subtests.test("when work was saved last: a time, by whoever may write the object"):
+        for text, is_a_time in (
+            ("2026-01-02T03:04:05Z", True),
+            ("2026-02-30T03:04:05Z", False),
+            ("2026-1-2T3:4:5Z", False),
+            ("2026-01-02T03:04:05+01:00", False),
+            ("now", False),
+            ("", False),
+        ):
+            saved = {"metadata": {"annotations": {names.CHECKPOINTED_ANNOTATION: text}}}
+            for path in (f"{pods}/train", f"{vms}/trainer"):
+                answer = member("PATCH", path + dry, saved, MERGE)
+                assert answer.code == (200 if is_a_time else 422), (path, text)
+            assert is_instant(text) is is_a_time
+        assert "found , expected a time in UTC in whole seconds" in answer.message
 
     with subtests.test("what is not gated is refused where the gate is missing"):
         binding = "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicybindings/gate.vmtenancy.io"

@@ -232,7 +232,7 @@ def potential(world: Rounds) -> list[Any]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 1 << 30))
 def test_each_step_makes_the_potential_less(seed: int) -> None:
     least: list[Any] = []
@@ -249,7 +249,7 @@ def test_each_step_makes_the_potential_less(seed: int) -> None:
             assert rounds < 40, "requests stop each other in turn"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 1 << 30))
 def test_it_comes_to_rest_with_all_policies_at_once(seed: int) -> None:
     firm = set[str]()

@@ -112,8 +112,13 @@ def _by_age(
 
     first = {demand.group or key for key, demand in by_key.items() if key in promised}
 
+    ranks = {
+        key: ((demand.group or key) not in first, *ordering.rank(demand), key)
+        for key, demand in by_key.items()
+    }
+
     def rank(demand: Demand) -> _Rank:
-        return ((demand.group or demand.key) not in first, *ordering.rank(demand), demand.key)
+        return ranks[demand.key]
 
     def order(demand: Demand) -> tuple[_Rank, bool, _Rank]:
         parent = by_key.get(demand.parent) if demand.parent is not None else None
