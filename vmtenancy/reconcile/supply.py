@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vmtenancy.api.cohort import Cohort
 from vmtenancy.api.gpuclass import GpuClass
-from vmtenancy.api.gpunode import GpuNode
+from vmtenancy.api.gpunode import GpuNode, ObservedGpu
 from vmtenancy.api.gpupool import GpuPool
 from vmtenancy.api.gpuvm import GpuVM
 from vmtenancy.api.names import (
@@ -150,9 +150,13 @@ def node_facts(view: View, node: Object, used: Mapping[str, tuple[int, int]]) ->
     if agent is not None and agent.status.gpus:
         cordoned = set(agent.spec.cordoned_devices)
         gpus = sorted(agent.status.gpus, key=lambda gpu: gpu.pci_address)
-        devices = tuple(DeviceFacts(g.pci_address, g.healthy, g.pci_address in cordoned) for g in gpus)
+        model = _model(gpus)
+        devices = tuple(
+            DeviceFacts(g.pci_address, g.healthy and g.product == model.product, g.pci_address in cordoned)
+            for g in gpus
+        )
         mode = agent.status.mode or mode
-        product, memory = gpus[0].product, to_bytes(gpus[0].memory)
+        product, memory = model.product, to_bytes(model.memory or 0)
     cpu_used, memory_used = used.get(name, (0, 0))
     return NodeFacts(
         name=name,
@@ -165,6 +169,21 @@ def node_facts(view: View, node: Object, used: Mapping[str, tuple[int, int]]) ->
         capacity=capacity,
         cpu=min(to_milli(allocatable.get("cpu", "0")), MOST) - cpu_used,
         memory=min(to_bytes(allocatable.get("memory", "0")), MOST) - memory_used,
+    )
+
+
+def _model(gpus: Sequence[ObservedGpu]) -> ObservedGpu:
+    """The GPU that stands for its node: of the product that most healthy ones have, the one with the least memory.
+
+    What is known of a sick GPU may be wrong, so it has a say only where all are sick. GPUs of another product than
+    their node's get no grants: whoever asks for one product must not be given another.
+    """
+    healthy = [gpu for gpu in gpus if gpu.healthy] or gpus
+    counts = Counter(gpu.product for gpu in healthy)
+    most = max(counts.values())
+    return min(
+        (gpu for gpu in healthy if counts[gpu.product] == most),
+        key=lambda gpu: (gpu.product, to_bytes(gpu.memory or 0), gpu.pci_address),
     )
 
 
