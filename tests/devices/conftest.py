@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nvml_library
@@ -13,29 +14,24 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return nvml_library.build(tmp_path_factory.mktemp("nvml"))
 
 
-@pytest.fixture(scope="session")
-def old_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nvml_library.build(tmp_path_factory.mktemp("old-nvml"), "-DOLD_DRIVER")
+@pytest.fixture(scope="module")
+def nvml(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    """A library that processes find from now on, and that answers as eight H100s do (`board`)."""
+    with using(library, tmp_path_factory.mktemp("answers")) as stand_in:
+        yield stand_in
 
 
-@pytest.fixture
-def stand_in_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], StandIn]]:
-    """Makes a library the one that processes find from now on."""
-    made = []
+@pytest.fixture(autouse=True)
+def answers_are_as_at_first(request: pytest.FixtureRequest) -> None:
+    if "nvml" in request.fixturenames:
+        request.getfixturevalue("nvml").answer(nvml_library.board())
 
-    def use(library: Path) -> StandIn:
-        stand_in = StandIn(library, tmp_path)
-        made.append(stand_in)
+
+@contextmanager
+def using(library: Path, folder: Path) -> Iterator[StandIn]:
+    stand_in = StandIn(library, folder)
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in stand_in.environment.items():
-            monkeypatch.setenv(name, value)
-        return stand_in
-
-    yield use
-    for one in made:
-        one.close()
-
-
-@pytest.fixture
-def nvml(stand_in_of: Callable[[Path], StandIn], library: Path) -> StandIn:
-    """A library that answers as eight H100s do."""
-    return stand_in_of(library)
+            patch.setenv(name, value)
+        yield stand_in
+    stand_in.close()

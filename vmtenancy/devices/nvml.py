@@ -1,8 +1,8 @@
 """What NVML answers, through `pynvml`: each question asked alone, answers kept as they are.
 
 An answer is plain data that JSON can carry: a number, a text, a list or a mapping; or `{"error": code}`, with NVML's
-code, or `"garbage"` for what could not be read at all (a text in no encoding). `nvml_facts` judges them. All of this runs
-in a process of its own (`nvml_process`), since a call may never come back.
+code, or `"garbage"` for what could not be read at all (a text in no encoding). `nvml_facts` judges them. All of this
+runs in a process of its own (`nvml_process`), since a call may never come back.
 """
 
 from __future__ import annotations

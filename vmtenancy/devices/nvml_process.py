@@ -29,6 +29,8 @@ DIED: Final = "ProcessDied"
 _REASONS: Final = {9: DRIVER_NOT_LOADED, 12: LIBRARY_NOT_FOUND}
 
 _KILL_S: Final = 2.0
+#: For the child to be there, before NVML has any part in it.
+_START_S: Final = 60.0
 
 
 @dataclass(slots=True)
@@ -61,6 +63,7 @@ class NvmlProcess:
         self._number = 0
         self._unkillable: subprocess.Popen[str] | None = None
         self._stuck: set[str] = set()
+        self._is_ready = False
         self.starts = 0
 
     @property
@@ -104,9 +107,10 @@ class NvmlProcess:
         with suppress(OSError):  # it died: the end of its answers says so
             child.stdin.write(json.dumps({"number": self._number, "ask": what, **more}) + "\n")
             child.stdin.flush()
+        deadline_s = self._deadline_s if self._is_ready else _START_S
         while True:
             try:
-                line = self._lines.get(timeout=self._deadline_s)
+                line = self._lines.get(timeout=deadline_s)
             except queue.Empty:
                 reading.trouble = HANGS, f"NVML did not answer within {self._deadline_s:g} s"
                 self._end()
@@ -115,6 +119,8 @@ class NvmlProcess:
                 self._end()
                 reading.trouble = DIED, "the process that asks NVML died"
                 return reading
+            if "ready" in line:
+                self._is_ready, deadline_s = True, self._deadline_s
             if line.get("number") != self._number:
                 continue
             if "done" in line:
@@ -157,6 +163,7 @@ class NvmlProcess:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
         self.starts += 1
+        self._is_ready = False
         self._lines = queue.SimpleQueue()
         threading.Thread(target=self._listen, args=(self._child, self._lines), daemon=True).start()
         return True

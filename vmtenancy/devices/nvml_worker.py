@@ -47,7 +47,10 @@ def main() -> None:
         os._exit(0)  # a call that hangs would keep any other way of ending from its end
 
     threading.Thread(target=listen, daemon=True).start()
+    import pynvml  # noqa: F401 - here, so that what comes after is NVML's time alone
+
     worker = Worker(tell)
+    tell({"ready": True})
     while True:
         request = requests.get()
         number = request["number"]
