@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import nvml_library
 import pytest
-from nvml_library import StandIn
+from nvml_library import StandIn, using
 
 
 @pytest.fixture(scope="session")
@@ -25,13 +24,3 @@ def nvml(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
 def answers_are_as_at_first(request: pytest.FixtureRequest) -> None:
     if "nvml" in request.fixturenames:
         request.getfixturevalue("nvml").answer(nvml_library.board())
-
-
-@contextmanager
-def using(library: Path, folder: Path) -> Iterator[StandIn]:
-    stand_in = StandIn(library, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in stand_in.environment.items():
-            patch.setenv(name, value)
-        yield stand_in
-    stand_in.close()

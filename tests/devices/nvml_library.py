@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 SOURCE = Path(__file__).with_name("nvml_stand_in.c")
 
@@ -104,3 +107,14 @@ class StandIn:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+@contextmanager
+def using(library: Path, folder: Path) -> Iterator[StandIn]:
+    """Have processes find the library, and a stand-in of its own say what it answers."""
+    stand_in = StandIn(library, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in stand_in.environment.items():
+            patch.setenv(name, value)
+        yield stand_in
+    stand_in.close()

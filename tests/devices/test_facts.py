@@ -239,38 +239,30 @@ SCALARS = st.one_of(
     ),
     st.text(max_size=6),
 )
+#: Names of parts of answers.
+INSIDE = (
+    *(
+        "id",
+        "name",
+        "types",
+        "creatable",
+        "active",
+        "state",
+        "clique",
+        "cluster",
+        "profiles",
+        "instances",
+        "devices",
+    ),
+    *("uuid", "instance", "remote", "type", "busId", "numbers", "placements", "most", "start"),
+)
 JUNK = st.recursive(
     SCALARS,
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
         st.fixed_dictionaries({"error": st.sampled_from([3, 13, 15, 999, "garbage"])}),
         st.dictionaries(
-            st.sampled_from(
-                [
-                    "id",
-                    "name",
-                    "types",
-                    "creatable",
-                    "active",
-                    "state",
-                    "clique",
-                    "cluster",
-                    "profiles",
-                    "instances",
-                ]
-                + [
-                    "devices",
-                    "uuid",
-                    "instance",
-                    "remote",
-                    "type",
-                    "busId",
-                    "numbers",
-                    "placements",
-                    "most",
-                    "start",
-                ]
-            ),
+            st.sampled_from(INSIDE),
             inner,
             max_size=5,
         ),
@@ -348,7 +340,7 @@ def plausible(name: str, answer: Any) -> bool:
 @settings(max_examples=100)
 @given(
     st.lists(answers(), max_size=2),
-    st.fixed_dictionaries({}, optional={name: JUNK for name in (*SYSTEM, "count")}),
+    st.fixed_dictionaries({}, optional=dict.fromkeys((*SYSTEM, "count"), JUNK)),
     st.booleans(),
 )
 def test_no_answer_is_a_crash_nor_reaches_placement_unmarked(

@@ -11,7 +11,7 @@ from typing import Any
 import nvml_library
 import pytest
 import yaml
-from nvml_library import StandIn, address, board
+from nvml_library import StandIn, address, board, using
 
 from vmtenancy.devices import nvml_process
 from vmtenancy.devices.facts import status_of
@@ -243,6 +243,7 @@ def test_a_gpu_that_hangs_holds_up_no_other(hasty: NvmlProcess, nvml: StandIn) -
 
 
 def test_a_library_that_hangs_as_it_starts(hasty: NvmlProcess, nvml: StandIn) -> None:
+    hasty.close()
     nvml.answer(board() | {"init": "~"})
     assert hasty.facts().trouble == ("CallHangs", "NVML did not answer within 2 s")
     nvml.answer(board())
@@ -278,13 +279,14 @@ def test_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         process.close()
 
 
-def test_xids_come_by_themselves(nvml: StandIn) -> None:
+def test_xids_come_by_themselves(library: Path, tmp_path: Path) -> None:
     events: queue.SimpleQueue[Facts] = queue.SimpleQueue()
     process = NvmlProcess(A_WHILE_S, events.put)
     try:
-        process.facts()
-        nvml.report(6, 79)
-        event = events.get(timeout=A_WHILE_S)
+        with using(library, tmp_path) as nvml:
+            process.facts()
+            nvml.report(6, 79)
+            event = events.get(timeout=A_WHILE_S)
         assert (event["pci"]["busId"], event["xid"]) == ("00000000:D1:00.0", 79)
     finally:
         process.close()
