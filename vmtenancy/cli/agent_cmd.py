@@ -94,9 +94,8 @@ def _print(node: dict[str, Any], output: Output) -> None:
         return
     status = node["status"]
     nvml = status["conditions"][0]
-    typer.echo(
-        f"{node['metadata']['name']}: mode {status['mode'] or 'unknown'}, NVML {nvml['reason']} {nvml['message']}"
-    )
+    said = f"{nvml['reason']}: {nvml['message']}" if nvml["message"] else nvml["reason"]
+    typer.echo(f"{node['metadata']['name']}: mode {status['mode'] or 'unknown'}, NVML {said}")
     typer.echo(
         f"driver {status.get('driverVersion', 'unknown')}, CUDA {status.get('cudaVersion', 'unknown')}, "
         f"{len(status['gpus'])} GPUs"

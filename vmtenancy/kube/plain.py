@@ -70,7 +70,10 @@ def _of_account() -> Connection:
 def _of_file(path: Path, context: str | None) -> Connection:
     import yaml
 
-    config = yaml.safe_load(path.read_text())
+    try:
+        config = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"it is no YAML: {error}") from error
     chosen = _named(config["contexts"], context or config.get("current-context"))["context"]
     cluster = _named(config["clusters"], chosen["cluster"])["cluster"]
     user = _named(config.get("users") or [], chosen["user"])["user"] or {}
