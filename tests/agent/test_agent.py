@@ -240,14 +240,19 @@ def test_once(nvml: StandIn, tmp_path: Path) -> None:
 
 
 def test_once_as_a_table(nvml: StandIn) -> None:
-    nvml.answer(board(2) | {"1.remapFailed": 1})
+    mig = {"0.mig": 1, "0.profile.0": "19 7 1 0,1,2,3,4,5,6 MIG 1g.10gb", "0.instances.19": "7:4,8:5"}
+    nvml.answer(board(2) | {"1.remapFailed": 1} | mig)
     done = run("--once", "--node-name", "node-1")
     assert done.stdout.splitlines() == [
         "node-1: mode container, NVML Answers",
         "driver 570.86.15, CUDA 12.8, 2 GPUs",
         "  0000:1b:00.0  NVIDIA-H100-80GB-HBM3          81559Mi  nvidia      healthy",
+        "    GPU-5e2c9a10-0f6b-4f6e-9c47-0d9a7a7c0b00, compute capability 9.0, NUMA node 0, module 1, MIG 2x1g.10gb, "
+        "fabric Completed, clique 0, NVLink to 1 GPUs",
         "  0000:43:00.0  NVIDIA-H100-80GB-HBM3          81559Mi  nvidia      "
         "RowRemapFailure: a row of its memory could not be remapped: the GPU has to be replaced",
+        "    GPU-5e2c9a10-0f6b-4f6e-9c47-0d9a7a7c0b01, compute capability 9.0, NUMA node 0, module 2, "
+        "fabric Completed, clique 0, NVLink to 1 GPUs",
     ]
 
 

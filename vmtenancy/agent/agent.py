@@ -49,11 +49,11 @@ class Agent:
     """Looks at one node.
 
     `sysfs_root` stands for `/sys`. `boot_id` is read where it is not given. `nvml_deadline_s` is how long one GPU
-    may take to answer all questions, the first one NVML's initialisation too.
+    may take to answer all questions; NVML's initialisation may take three times that.
     """
 
     sysfs_root: Path = Path("/sys")
-    nvml_deadline_s: float = 30.0
+    nvml_deadline_s: float = 10.0
     boot_id: str | None = None
     clock: Callable[[], str] = utc_now
     counts: Counts = field(default_factory=Counts)
@@ -133,8 +133,7 @@ class Agent:
             self._xids[address] = xid
         self._events.put(address)
 
-    # -- metrics
-    # ------------------------------------------------------------------------------------------------------
+    # -- metrics ---------------------------------------------------------------------------------------------
 
     def page(self, publisher: Publisher | None = None) -> str:
         """What Prometheus gets."""

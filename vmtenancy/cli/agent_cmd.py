@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +37,7 @@ def agent(
         typer.Option(
             min=0.1, help="Seconds that NVML may take for one GPU; then it is killed and asked anew."
         ),
-    ] = 30.0,
+    ] = 10.0,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of /metrics; 0: none.")] = 9400,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
@@ -110,3 +112,32 @@ def _print(node: dict[str, Any], output: Output) -> None:
             f"  {gpu['pciAddress']}  {gpu['product']:<28}  {gpu.get('memory', '?'):>8}  "
             f"{gpu.get('driver', 'no driver'):<10}  {health}"
         )
+        typer.echo(f"    {', '.join(_details(gpu))}")
+
+
+def _details(gpu: dict[str, Any]) -> Iterator[str]:
+    """What else is known of a GPU, in a few words each."""
+    names = {
+        "uuid": "",
+        "computeCapability": "compute capability ",
+        "numaNode": "NUMA node ",
+        "moduleId": "module ",
+    }
+    for name, words in names.items():
+        if name in gpu:
+            yield f"{words}{gpu[name]}"
+    if "iommuGroup" in gpu:
+        others = gpu.get("iommuGroupMembers", [])
+        yield f"IOMMU group {gpu['iommuGroup']}" + (f" with {' '.join(others)}" if others else "")
+    if mig := gpu.get("mig"):
+        there = Counter(instance["profile"] for instance in mig["instances"])
+        split = " ".join(f"{count}x{name}" for name, count in sorted(there.items()))
+        yield f"MIG {split or 'enabled'}" if mig["enabled"] else "MIG possible"
+    if types := gpu.get("vgpuTypes"):
+        yield f"{len(types)} vGPU types, {sum(one.get('active', 0) for one in types)} active"
+    if fabric := gpu.get("fabric"):
+        yield f"fabric {fabric['state']}" + (f", clique {fabric['clique']}" if "clique" in fabric else "")
+    if linked := sum(bool(peer.get("nvLinks")) for peer in gpu.get("peers", ())):
+        yield f"NVLink to {linked} GPUs"
+    if "nvmlSeenAt" in gpu:
+        yield f"NVML facts of {gpu['nvmlSeenAt']}"

@@ -72,8 +72,7 @@ class Nvml:
         except (ValueError, TypeError, OverflowError, MemoryError, ctypes.ArgumentError):
             return _error("garbage")
 
-    # -- the node
-    # -----------------------------------------------------------------------------------------------------
+    # -- the node --------------------------------------------------------------------------------------------
 
     def system(self) -> Answers:
         """Versions, and how many GPUs there are said to be."""
@@ -84,18 +83,14 @@ class Nvml:
             "count": self.ask("nvmlDeviceGetCount"),
         }
 
-    def handles(self, count: Any) -> Iterator[tuple[int, Any, Answers]]:
-        """(index, handle, answers so far) of every GPU; a handle is None where there is none."""
-        for index in range(min(count, 64) if isinstance(count, int) else 0):
-            handle = self.ask("nvmlDeviceGetHandleByIndex", index)
-            if is_error(handle):
-                yield index, None, {"index": index, "handle": handle}
-            else:
-                pci = self.ask("nvmlDeviceGetPciInfo", handle, take=_pci)
-                yield index, handle, {"index": index, "pci": pci}
+    def open(self, index: int) -> tuple[Any, Answers]:
+        """Handle and place of a GPU; the handle is None where there is none."""
+        handle = self.ask("nvmlDeviceGetHandleByIndex", index)
+        if is_error(handle):
+            return None, {"index": index, "handle": handle}
+        return handle, {"index": index, "pci": self.ask("nvmlDeviceGetPciInfo", handle, take=_pci)}
 
-    # -- a GPU
-    # --------------------------------------------------------------------------------------------------------
+    # -- a GPU -----------------------------------------------------------------------------------------------
 
     def device(self, handle: Any) -> Answers:
         """All that is asked of one GPU, but how it reaches others."""
@@ -136,8 +131,7 @@ class Nvml:
                     "type": self.ask("nvmlDeviceGetNvLinkRemoteDeviceType", handle, link),
                 }
 
-    # -- what it is split into
-    # ----------------------------------------------------------------------------------------
+    # -- what it is split into -------------------------------------------------------------------------------
 
     def _mig(self, handle: Any, mode: Any) -> Any:
         if is_error(mode):
@@ -203,8 +197,7 @@ class Nvml:
             else [self.ask("nvmlVgpuInstanceGetType", instance) for instance in active[:256]],
         }
 
-    # -- telemetry and events
-    # -----------------------------------------------------------------------------------------
+    # -- telemetry and events --------------------------------------------------------------------------------
 
     def sample(self, handle: Any) -> Answers:
         """What changes all the time: watts and the like, for metrics alone."""
@@ -221,14 +214,14 @@ class Nvml:
             "memory": memory,
         }
 
-    def watch(self, handles: Iterable[tuple[str, Any]]) -> EventSet | None:
-        """An event set over XIDs of these GPUs (address, handle); None where no driver offers events."""
+    def watch(self, handles: Iterable[Any]) -> EventSet | None:
+        """An event set over XIDs of these GPUs; None where none of them offers events."""
         events = self.ask("nvmlEventSetCreate")
         if is_error(events):
             return None
         wanted = self._lib.nvmlEventTypeXidCriticalError
         watched = 0
-        for _, handle in handles:
+        for handle in handles:
             offered = self.ask("nvmlDeviceGetSupportedEventTypes", handle)
             if isinstance(offered, int) and offered & wanted:
                 watched += not is_error(self.ask("nvmlDeviceRegisterEvents", handle, wanted, events))

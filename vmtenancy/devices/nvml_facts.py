@@ -119,8 +119,7 @@ def product_name(text: Any) -> str | None:
     return name[:63] if text.isascii() and text.isprintable() and _NAME.fullmatch(name) else None
 
 
-# -- the node
-# ---------------------------------------------------------------------------------------------------------
+# -- the node ------------------------------------------------------------------------------------------------
 
 
 def system_facts(system: Mapping[str, Any]) -> Facts:
@@ -135,8 +134,7 @@ def system_facts(system: Mapping[str, Any]) -> Facts:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-# -- GPUs
-# -------------------------------------------------------------------------------------------------------------
+# -- GPUs ----------------------------------------------------------------------------------------------------
 
 
 def gpus_of(devices: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Facts], int]:

@@ -12,7 +12,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,10 @@ _REASONS: Final = {9: DRIVER_NOT_LOADED, 12: LIBRARY_NOT_FOUND}
 _KILL_S: Final = 2.0
 #: For the child to be there, before NVML has any part in it.
 _START_S: Final = 60.0
+#: How many deadlines NVML's initialisation may take.
+_INITIALISATION: Final = 3
+#: GPUs that are given up one after the other in one round.
+_HUNG_MOST: Final = 16
 
 
 @dataclass(slots=True)
@@ -72,21 +76,22 @@ class NvmlProcess:
         return self._child.pid if self._child else None
 
     def facts(self) -> Reading:
-        """All facts, GPU by GPU. One that hangs costs its deadline; the others are then asked before it."""
+        """All facts, GPU by GPU. One that hangs costs its deadline, and is not asked again this time."""
         with self._lock:
-            while True:
-                reading = self._ask("facts", last=sorted(self._stuck))
-                if not reading.stuck or reading.stuck in self._stuck:
-                    break
-                self._stuck.add(reading.stuck)
-            if reading.trouble is None:
-                self._stuck.clear()
+            skip: set[str] = set()
+            reading = self._ask("facts", skip)
+            trouble = reading.trouble
+            while reading.stuck and len(skip) < _HUNG_MOST:
+                skip.add(reading.stuck)
+                reading = self._ask("facts", skip)
+            reading.trouble = trouble or reading.trouble
+            self._stuck = skip
             return reading
 
     def samples(self) -> Reading:
         """Telemetry of all GPUs but the ones that hang."""
         with self._lock:
-            reading = self._ask("samples", skip=sorted(self._stuck))
+            reading = self._ask("samples", self._stuck)
             if reading.stuck:
                 self._stuck.add(reading.stuck)
             return reading
@@ -96,7 +101,7 @@ class NvmlProcess:
         with self._lock:
             self._end()
 
-    def _ask(self, what: str, **more: Any) -> Reading:
+    def _ask(self, what: str, skip: Iterable[str]) -> Reading:
         reading = Reading()
         if not self._started():
             reading.trouble = HANGS, "the process that hangs in the driver can not be killed"
@@ -104,15 +109,18 @@ class NvmlProcess:
         child = self._child
         assert child is not None and child.stdin is not None  # noqa: S101, PT018 - as `_started` leaves it
         self._number += 1
+        said = False
         with suppress(OSError):  # it died: the end of its answers says so
-            child.stdin.write(json.dumps({"number": self._number, "ask": what, **more}) + "\n")
+            request = {"number": self._number, "ask": what, "last": sorted(self._stuck), "skip": sorted(skip)}
+            child.stdin.write(json.dumps(request) + "\n")
             child.stdin.flush()
-        deadline_s = self._deadline_s if self._is_ready else _START_S
         while True:
+            # Before it has said anything there is its start, then NVML's: that may wake all GPUs.
+            deadline_s = self._deadline_s if said else _INITIALISATION * self._deadline_s
             try:
-                line = self._lines.get(timeout=deadline_s)
+                line = self._lines.get(timeout=deadline_s if self._is_ready else _START_S)
             except queue.Empty:
-                reading.trouble = HANGS, f"NVML did not answer within {self._deadline_s:g} s"
+                reading.trouble = HANGS, f"NVML did not answer within {deadline_s:g} s"
                 self._end()
                 return reading
             if line is None:
@@ -120,11 +128,12 @@ class NvmlProcess:
                 reading.trouble = DIED, "the process that asks NVML died"
                 return reading
             if "ready" in line:
-                self._is_ready, deadline_s = True, self._deadline_s
+                self._is_ready = True
             if line.get("number") != self._number:
                 continue
             if "done" in line:
                 return reading
+            said = True
             self._take(reading, line)
 
     def _take(self, reading: Reading, line: Answers) -> None:
@@ -141,8 +150,7 @@ class NvmlProcess:
             reading.stuck = ""
             reading.samples.append(line["sample"])
 
-    # -- the child
-    # ----------------------------------------------------------------------------------------------------
+    # -- the child -------------------------------------------------------------------------------------------
 
     def _started(self) -> bool:
         """Have a child; False while an earlier one can not be killed: more of them would only pile up."""

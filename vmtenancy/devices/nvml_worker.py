@@ -12,18 +12,21 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from vmtenancy.devices.nvml import Answers, Nvml, is_error
 from vmtenancy.devices.nvml_facts import address_of
 
+#: More GPUs than any node has.
+_MOST: Final = 64
 _EVENT_WAIT_MS: Final = 60_000
 _TIMED_OUT: Final = {"error": 10}
 #: An event set that answers at once with nothing, or fails, is asked no more often than this.
 _EVENT_PAUSE_S: Final = 1.0
 
 Tell = Callable[[Answers], None]
+Lines = Iterator[Answers]
 
 
 def main() -> None:
@@ -67,7 +70,7 @@ class Worker:
         self._nvml: Nvml | None = None
         self._events: threading.Thread | None = None
 
-    def answer(self, request: Answers) -> Any:
+    def answer(self, request: Answers) -> Lines:
         """The lines of one answer."""
         import pynvml
 
@@ -76,45 +79,52 @@ class Worker:
         except pynvml.NVMLError as error:
             yield {"failed": error.value, "message": str(error)}
             return
+        last, skip = frozenset(request["last"]), frozenset(request["skip"])
         if request["ask"] == "samples":
-            yield from self._samples(self._nvml, frozenset(request["skip"]))
+            yield from self._samples(self._nvml, skip)
         else:
-            yield from self._facts(self._nvml, frozenset(request["last"]))
+            yield from self._facts(self._nvml, last, skip)
 
-    def _facts(self, nvml: Nvml, last: frozenset[str]) -> Any:
+    def _facts(self, nvml: Nvml, last: frozenset[str], skip: frozenset[str]) -> Lines:
         """Facts GPU by GPU. Those that were in the way before (`last`) come last, so that they hold up no other."""
         system = nvml.system()
         yield {"system": system}
-        found = [
-            (address_of(about.get("pci")), handle, about)
-            for _, handle, about in nvml.handles(system["count"])
-        ]
-        present = [(address, handle) for address, handle, _ in found if address and handle is not None]
-        for address, handle, about in sorted(found, key=lambda one: one[0] in last):
-            if handle is None:
+        indexes = [index for index in _indexes(system["count"]) if f"#{index}" not in skip]
+        opened: dict[str, Any] = {}
+        for index in sorted(indexes, key=lambda index: f"#{index}" in last):
+            yield {"reading": f"#{index}"}
+            handle, about = nvml.open(index)
+            address = address_of(about.get("pci"))
+            if handle is None or address is None or address in opened:
                 yield {"device": about}
-                continue
+            elif address not in skip:
+                opened[address] = handle, about
+        for address in sorted(opened, key=lambda address: address in last):
             yield {"reading": address}
+            handle, about = opened[address]
             ancestors = [
-                [other, nvml.ancestor(handle, there)]
-                for other, there in present
+                [other, nvml.ancestor(handle, opened[other][0])]
+                for other in opened
                 if other != address and other not in last
             ]
             yield {"device": about | nvml.device(handle) | {"ancestors": ancestors}}
-        if is_error(system["count"]) or (found and not present):
+        if is_error(system["count"]) or (indexes and not opened):
             self._nvml = None  # the driver may have been loaded anew: begin anew too
         elif self._events is None or not self._events.is_alive():
-            self._watch(nvml, [(address, handle) for address, handle in present if address])
+            self._watch(nvml, [handle for handle, _ in opened.values()])
 
-    def _samples(self, nvml: Nvml, skip: frozenset[str]) -> Any:
-        count = nvml.ask("nvmlDeviceGetCount")
-        for _, handle, about in nvml.handles(count):
+    def _samples(self, nvml: Nvml, skip: frozenset[str]) -> Lines:
+        for index in _indexes(nvml.ask("nvmlDeviceGetCount")):
+            if f"#{index}" in skip:
+                continue
+            yield {"reading": f"#{index}"}
+            handle, about = nvml.open(index)
             address = address_of(about.get("pci"))
             if handle is not None and address and address not in skip:
                 yield {"reading": address}
                 yield {"sample": nvml.sample(handle) | {"address": address}}
 
-    def _watch(self, nvml: Nvml, handles: list[tuple[str, Any]]) -> None:
+    def _watch(self, nvml: Nvml, handles: list[Any]) -> None:
         events = nvml.watch(handles)
         if events is None:
             return
@@ -132,6 +142,11 @@ class Worker:
 
         self._events = threading.Thread(target=wait, daemon=True)
         self._events.start()
+
+
+def _indexes(count: Any) -> range:
+    """Of the GPUs that NVML counts, as far as the number can be one."""
+    return range(min(count, _MOST)) if isinstance(count, int) else range(0)
 
 
 if __name__ == "__main__":
