@@ -127,9 +127,12 @@ def installed(crds, admin, controller, operator):
 def agent_on(cluster, admin, node):
     """The agent's service account with a token that is bound to a node, as the kubelet gives its pod there."""
     admin("POST", "/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}})
-    account = names.AGENT_USER.rpartition(":")[2]
-    bound = ["--bound-object-kind=Node", f"--bound-object-name={node}"]
-    token = cluster.kubectl("create", "token", account, f"--namespace={names.SYSTEM_NAMESPACE}", *bound)
+    bound = [
+        f"--namespace={names.AGENT_NAMESPACE}",
+        "--bound-object-kind=Node",
+        f"--bound-object-name={node}",
+    ]
+    token = cluster.kubectl("create", "token", names.AGENT_ACCOUNT, *bound)
     return Caller(cluster, node, token=token.strip())
 
 
