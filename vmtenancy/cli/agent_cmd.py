@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from vmtenancy.agent import METRICS_PORT
-from vmtenancy.cli.common import Context, Kubeconfig, Output, OutputOption
+from vmtenancy.cli.common import Context, Kubeconfig, Output, OutputOption, show
 
 
 def agent(
@@ -39,7 +39,9 @@ def agent(
             min=0.1, help="Seconds that NVML may take for one GPU; then it is killed and asked anew."
         ),
     ] = 10.0,
-    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of /metrics; 0: none.")] = METRICS_PORT,
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of /metrics; 0: none.")
+    ] = METRICS_PORT,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
@@ -90,9 +92,6 @@ def _run(
 
 
 def _print(node: dict[str, Any], output: Output) -> None:
-    from vmtenancy.agent import METRICS_PORT
-from vmtenancy.cli.common import show
-
     if output is not Output.TABLE:
         show(node, output)
         return
