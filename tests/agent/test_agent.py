@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
@@ -14,7 +13,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import gpunode_server
 import nvml_library
@@ -23,10 +21,13 @@ import pytest
 import yaml
 from gpunode_server import GpuNodeServer
 from nvml_library import StandIn, address, board
+from typer.testing import CliRunner
 
 from vmtenancy.agent.agent import Agent
 from vmtenancy.agent.publisher import Publisher, same
 from vmtenancy.api import parse
+from vmtenancy.cli.main import app
+from vmtenancy.errors import VmtError
 from vmtenancy.kube import errors
 from vmtenancy.kube.plain import PlainClient, connection
 
@@ -85,9 +86,11 @@ def publisher_of(kubeconfig: Path) -> Publisher:
     return Publisher(PlainClient(connection(kubeconfig)), "node-1")
 
 
-def run(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vmtenancy", "agent", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **more)
+def run(*arguments: str) -> str:
+    """What the command prints."""
+    done = CliRunner().invoke(app, ["agent", *arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 # -- publishing -------------------------------------------------------------------------------------------------------
@@ -229,9 +232,9 @@ def test_a_kubeconfig_that_is_none(tmp_path: Path, text: str) -> None:
 def test_once(nvml: StandIn, tmp_path: Path) -> None:
     pci_tree.passthrough(tmp_path / "sys")
     nvml.answer({"init": "!9"})
-    done = run("--once", "-o", "json", "--node-name", "node-1", "--sysfs-root", str(tmp_path / "sys"))
-    assert done.returncode == 0, done.stderr
-    node = json.loads(done.stdout)
+    node = json.loads(
+        run("--once", "-o", "json", "--node-name", "node-1", "--sysfs-root", str(tmp_path / "sys"))
+    )
     parse(node)
     assert node["metadata"] == {"name": "node-1"}
     assert node["status"]["mode"] == "vm-passthrough"
@@ -242,8 +245,7 @@ def test_once(nvml: StandIn, tmp_path: Path) -> None:
 def test_once_as_a_table(nvml: StandIn) -> None:
     mig = {"0.mig": 1, "0.profile.0": "19 7 1 0,1,2,3,4,5,6 MIG 1g.10gb", "0.instances.19": "7:4,8:5"}
     nvml.answer(board(2) | {"1.remapFailed": 1} | mig)
-    done = run("--once", "--node-name", "node-1")
-    assert done.stdout.splitlines() == [
+    assert run("--once", "--node-name", "node-1").splitlines() == [
         "node-1: mode container, NVML Answers",
         "driver 570.86.15, CUDA 12.8, 2 GPUs",
         "  0000:1b:00.0  NVIDIA-H100-80GB-HBM3          81559Mi  nvidia      healthy",
@@ -256,11 +258,10 @@ def test_once_as_a_table(nvml: StandIn) -> None:
     ]
 
 
-def test_without_a_node_name() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "NODE_NAME"}
-    done = run(env=environment)
-    assert done.returncode == 1
-    assert done.stderr.startswith("vmtenancy: VMT-A001: --node-name: the agent has to know its node")
+def test_without_a_node_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NODE_NAME", raising=False)
+    with pytest.raises(VmtError, match="VMT-A001: --node-name: the agent has to know its node"):
+        run()
 
 
 def test_costs_and_metrics(nvml: StandIn, server: GpuNodeServer, kubeconfig: Path) -> None:

@@ -292,6 +292,18 @@ def test_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         process.close()
 
 
+def test_without_pynvml(nvml: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "pynvml.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = NvmlProcess(A_WHILE_S)
+    try:
+        reason, message = process.facts().trouble or ("", "")
+    finally:
+        process.close()
+    assert reason == "LibraryNotFound"
+    assert message == "the package pynvml is not installed: pip install 'vmtenancy[agent]'"
+
+
 def test_xids_come_by_themselves(library: Path, tmp_path: Path) -> None:
     events: queue.SimpleQueue[Facts] = queue.SimpleQueue()
     process = NvmlProcess(A_WHILE_S, events.put)

@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pci_tree import PciTree
 
+from vmtenancy.api.gpunode import GpuNodeStatus
 from vmtenancy.devices import sysfs
+from vmtenancy.devices.facts import status_of
+from vmtenancy.devices.nvml_process import Reading
 from vmtenancy.devices.sysfs import PciFunction, normal_address
 
 
@@ -131,6 +134,7 @@ FUNCTIONS = st.builds(
 @settings(max_examples=50)
 @given(st.lists(FUNCTIONS, max_size=6, unique_by=lambda one: one.address))
 def test_no_tree_is_a_crash(functions: list[PciFunction]) -> None:
-    for address, gpu in sysfs.gpus_of(functions).items():
-        assert normal_address(address) == address
-        assert gpu["product"]
+    found = sysfs.gpus_of(functions)
+    silence = Reading(trouble=("LibraryNotFound", "no library"))
+    status = status_of(found, silence, {}, {}, now="2026-01-02T03:04:05Z")
+    assert {gpu.pci_address for gpu in GpuNodeStatus.model_validate(status).gpus} == set(found)

@@ -26,6 +26,7 @@ ANSWERS: Final = "Answers"
 DEVICES_MISSING: Final = "DevicesMissing"
 
 MOST_GPUS: Final = 64
+_MOST_TYPES: Final = 256
 _NVIDIA_DRIVER: Final = "nvidia"
 #: What NVML alone knows, kept while it can not say it.
 _KEPT: Final = (
@@ -126,10 +127,8 @@ def _outlives(name: str, driver: str | None) -> bool:
 
 def _more(one: list[Facts] | None, other: list[Facts] | None) -> list[Facts]:
     """vGPU types of both sources; NVML's word counts, it knows which are active."""
-    return sorted(
-        {item["name"]: item for item in (*(one or ()), *(other or ()))}.values(),
-        key=lambda item: str(item["name"]),
-    )
+    types = {item["name"]: item for item in (*(one or ()), *(other or ()))}
+    return [types[name] for name in sorted(types)][:_MOST_TYPES]
 
 
 def _joined(tree: Iterable[Facts], told: Iterable[Facts]) -> list[Facts]:

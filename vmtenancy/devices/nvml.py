@@ -11,9 +11,15 @@ import ctypes
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
+try:
+    import pynvml
+except ImportError:
+    pynvml = None
+
 Answers = dict[str, Any]
 
 _GPU_INSTANCES_MOST: Final = 16
+LIBRARY_NOT_FOUND: Final = 12
 FUNCTION_NOT_FOUND: Final = 13
 
 #: Questions to a GPU whose answer is one number, text or tuple: the name of the answer, and NVML's function.
@@ -50,15 +56,28 @@ def is_error(answer: Any) -> bool:
     return isinstance(answer, dict) and "error" in answer
 
 
+class NvmlError(Exception):
+    """NVML can not be had; `code` is its error."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class Nvml:
-    """NVML as long as it is initialised. Raises `pynvml.NVMLError` where it can not be."""
+    """NVML as long as it is initialised. Raises `NvmlError` where it can not be."""
 
     def __init__(self) -> None:
-        import pynvml
-
+        if pynvml is None:
+            raise NvmlError(
+                LIBRARY_NOT_FOUND, "the package pynvml is not installed: pip install 'vmtenancy[agent]'"
+            )
         self._lib: Any = pynvml
-        _accept_older_names(pynvml)
-        pynvml.nvmlInit()
+        try:
+            _accept_older_names(pynvml)
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            raise NvmlError(error.value, str(error)) from error
 
     def ask(self, function: str, *args: Any, take: Callable[[Any], Any] = lambda answer: answer) -> Any:
         """One answer, or what went wrong instead. `take` makes plain data of pynvml's."""

@@ -1,7 +1,7 @@
 """NVML from outside: a child process with a deadline, killed when a call hangs and started anew.
 
-A driver in trouble may block a call for ever. The child tells before each GPU which one it reads, so that what it
-told of others is kept, and the one that it hung on is known and read last from then on.
+A driver in trouble may block a call for ever. The child tells before each GPU which one it reads, so the one that it
+hung on is known: another child asks the others, and that one is asked last from then on.
 """
 
 from __future__ import annotations
@@ -83,7 +83,10 @@ class NvmlProcess:
             trouble = reading.trouble
             while reading.stuck and len(skip) < _HUNG_MOST:
                 skip.add(reading.stuck)
-                reading = self._ask("facts", skip)
+                again = self._ask("facts", skip)
+                if not again.system:  # not even that: what there is stands
+                    break
+                reading = again
             reading.trouble = trouble or reading.trouble
             self._stuck = skip
             return reading

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from vmtenancy.devices.nvml import Answers, Nvml, is_error
+from vmtenancy.devices.nvml import Answers, Nvml, NvmlError, is_error
 from vmtenancy.devices.nvml_facts import address_of
 
 #: More GPUs than any node has.
@@ -50,8 +50,6 @@ def main() -> None:
         os._exit(0)  # a call that hangs would keep any other way of ending from its end
 
     threading.Thread(target=listen, daemon=True).start()
-    import pynvml  # noqa: F401 - here, so that what comes after is NVML's time alone
-
     worker = Worker(tell)
     tell({"ready": True})
     while True:
@@ -72,12 +70,10 @@ class Worker:
 
     def answer(self, request: Answers) -> Lines:
         """The lines of one answer."""
-        import pynvml
-
         try:
             self._nvml = self._nvml or Nvml()
-        except pynvml.NVMLError as error:
-            yield {"failed": error.value, "message": str(error)}
+        except NvmlError as error:
+            yield {"failed": error.code, "message": str(error)}
             return
         last, skip = frozenset(request["last"]), frozenset(request["skip"])
         if request["ask"] == "samples":

@@ -196,7 +196,7 @@ def _identity(gpu: PciFunction) -> Facts:
     }
     link: Facts = {name: value for name, value in widths.items() if value is not None}
     speed = gpu.texts.get("max_link_speed", "")
-    if re.fullmatch(r"[0-9.]+ GT/s( PCIe)?", speed):
+    if re.fullmatch(r"[0-9.]{1,8} GT/s( PCIe)?", speed):
         link["maxSpeed"] = speed
     return facts | ({"pcie": link} if link else {})
 
