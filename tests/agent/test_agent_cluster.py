@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,17 +11,18 @@ import nvml_library
 import pytest
 import yaml
 from nvml_library import address, board
+from typer.testing import CliRunner
 
-from vmtenancy import resources
 from vmtenancy.agent.agent import Agent
 from vmtenancy.agent.daemonset import daemonset
 from vmtenancy.agent.publisher import Publisher
+from vmtenancy.agent.publisher import gpu_node as gpu_node_of
 from vmtenancy.api import parse
-from vmtenancy.api.names import AGENT_ACCOUNT, AGENT_NAMESPACE
+from vmtenancy.api.names import AGENT_ACCOUNT, AGENT_NAMESPACE, AGENT_USER
+from vmtenancy.cli.main import app
 from vmtenancy.kube import errors
-from vmtenancy.kube.client import Client
-from vmtenancy.kube.install import install
 from vmtenancy.kube.plain import PlainClient, connection
+from vmtenancy.testing.cluster import KubectlError
 from vmtenancy.testing.controlplane import ControlPlane
 from vmtenancy.testing.fleet import gpu_node
 from vmtenancy.testing.waiting import eventually
@@ -43,15 +43,24 @@ def plain_node(name: str) -> Object:
 
 
 def installed(cluster: ControlPlane) -> None:
-    """Everything of ours, with the agent."""
+    """Everything of ours, with the agent, and its policy in force."""
+    root = Path(__file__).parents[2]
+    cluster.kubectl("apply", "--server-side", "-f", str(root / "crds"))
+    cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/gpunodes.vmtenancy.io")
+    cluster.kubectl("apply", "--server-side", "-f", str(root / "deploy" / "manifests"))
+    made = json.dumps(daemonset("registry.example/vmtenancy:1"))
+    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=made)
+    eventually("observations in force", lambda: refused(cluster))
 
-    async def run() -> None:
-        crds = list(resources.objects(resources.folder("crds")))
-        manifests = list(resources.objects(resources.folder("manifests")))
-        async with await Client.connect(cluster.kubeconfig) as client:
-            await install(client, crds, [*manifests, daemonset("registry.example/vmtenancy:1")])
 
-    asyncio.run(run())
+def refused(cluster: ControlPlane) -> bool:
+    """Whether the agent's account, on no node, is refused."""
+    anywhere = ["create", "--dry-run=server", f"--as={AGENT_USER}", "-f", "-"]
+    try:
+        cluster.kubectl(*anywhere, stdin=json.dumps(gpu_node_of("anywhere", {})))
+    except KubectlError as error:
+        return "observations.vmtenancy.io" in str(error)
+    return False
 
 
 def agents(cluster: ControlPlane) -> list[Object]:
@@ -99,7 +108,7 @@ def test_each_gpu_node_tells_of_itself_alone(cluster: ControlPlane, gpu_fleet: F
             assert not publisher.publish(agent.look(before), before), (
                 "at rest, with what the server filled in"
             )
-            nvml.answer(board() | {"3.remapFailed": 1, "4.fabric": None})
+            nvml.answer(board() | {"3.remapFailed": 1, "4.fabric": "!3"})
             assert publisher.publish(agent.look(before), before)
             after = stored_node(cluster)["status"]["gpus"]
             assert [gpu["pciAddress"] for gpu in after if not gpu["healthy"]] == [address(3)]
@@ -114,3 +123,15 @@ def test_each_gpu_node_tells_of_itself_alone(cluster: ControlPlane, gpu_fleet: F
 def stored_node(cluster: ControlPlane) -> Object:
     found: Object = json.loads(cluster.kubectl("get", "gpunode", "gpu-1", "-o", "json"))
     return found
+
+
+def test_install_makes_the_daemonset(cluster: ControlPlane) -> None:
+    arguments = [
+        "install",
+        "--dry-run",
+        f"--kubeconfig={cluster.kubeconfig}",
+        "--agent-image=registry.example/a:1",
+    ]
+    done = CliRunner().invoke(app, [*arguments, "--agent-selector=gpu=yes"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "DaemonSet vmtenancy-agents/vmtenancy-agent would be created" in done.stdout.splitlines()

@@ -77,7 +77,8 @@ class Nvml:
             _accept_older_names(pynvml)
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
-            raise NvmlError(error.value, str(error)) from error
+            message = _why_not_loaded() if error.value == LIBRARY_NOT_FOUND else ""
+            raise NvmlError(error.value, message or str(error)) from error
 
     def ask(self, function: str, *args: Any, take: Callable[[Any], Any] = lambda answer: answer) -> Any:
         """One answer, or what went wrong instead. `take` makes plain data of pynvml's."""
@@ -263,6 +264,15 @@ class EventSet:
         if is_error(event):
             return event
         return {"pci": self._nvml.address_of(event.device), "xid": event.eventData}
+
+
+def _why_not_loaded() -> str:
+    """The loader's own words: a library that is there and can not be loaded is another matter than none."""
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _accept_older_names(lib: Any) -> None:
