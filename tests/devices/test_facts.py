@@ -191,8 +191,12 @@ def test_an_xid_stays_until_boot_or_return() -> None:
     assert "XidError" in reasons(look(tree(), answered(*BOTH), hung, boot_id="one"), A)
     assert reasons(look(tree(), answered(*BOTH), marked, boot_id="two"), A) == []
     away = look(tree(a=""), answered(device(B)), marked, boot_id="one")
-    assert reasons(away, A) == ["NoUsableDriver"]
+    assert reasons(away, A) == ["NoUsableDriver", "XidError"]
     assert reasons(look(tree(), answered(*BOTH), away, boot_id="one"), A) == []
+    lost = look(tree(), answered(device(B), count=2), marked, boot_id="one")
+    still = look(tree(), answered(device(B), count=2), lost, boot_id="one")
+    assert reasons(lost, A) == reasons(still, A) == ["GpuLost", "XidError"]
+    assert reasons(look(tree(), answered(*BOTH), still, boot_id="one"), A) == []
     forgotten = look(tree(), answered(*BOTH), {}, boot_id="one")
     assert reasons(forgotten, A) == [], "who deletes the GpuNode has marks forgotten"
 

@@ -17,7 +17,7 @@ from vmtenancy.agent.metrics import family, gpu_families
 from vmtenancy.agent.publisher import Publisher
 from vmtenancy.devices import sysfs
 from vmtenancy.devices.facts import status_of
-from vmtenancy.devices.nvml_facts import address_of, number
+from vmtenancy.devices.nvml_facts import number
 from vmtenancy.devices.nvml_process import NvmlProcess
 from vmtenancy.errors import VmtError
 
@@ -124,13 +124,11 @@ class Agent:
         return False
 
     def _on_event(self, event: Facts) -> None:
-        address, xid = address_of(event.get("pci")), number(0, 1 << 32)(event.get("xid"))
-        if address is None or xid is None:
-            _LOG.warning("an event of NVML's that says nothing: %s", event)
-            return
-        _LOG.warning("%s: XID %d", address, xid)
-        with self._lock:
-            self._xids[address] = xid
+        address, xid = event.get("address"), number(0, 1 << 32)(event.get("xid"))
+        _LOG.warning("NVML reports XID %s of %s", xid, address or "a GPU that it does not name")
+        if address and xid is not None:
+            with self._lock:
+                self._xids[address] = xid
         self._events.put(address)
 
     # -- metrics ---------------------------------------------------------------------------------------------

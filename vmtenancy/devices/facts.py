@@ -20,6 +20,8 @@ Facts = dict[str, Any]
 NO_DRIVER: Final = "NoUsableDriver"
 NVML_SILENT: Final = "NvmlSilent"
 XID_ERROR: Final = "XidError"
+#: Who has one of these reasons is not with its driver; once it is again, it was reset.
+_AWAY: Final = frozenset({NO_DRIVER, GPU_LOST})
 #: The condition that says how NVML does, and its reasons beside those of `nvml_process`.
 CONDITION: Final = "NvmlAnswers"
 ANSWERS: Final = "Answers"
@@ -158,7 +160,8 @@ def _judge_driver(gpu: Facts, told: Facts | None, reading: Reading) -> None:
 def _mark_xid(gpu: Facts, before: Facts, xid: int | None, same_boot: bool) -> None:
     """An XID stays a reason until the node boots, or the GPU comes back from being away from its driver."""
     marks = {one["reason"]: one.get("message", "") for one in before.get("reasons", ())}
-    returned = not marks.keys().isdisjoint({NO_DRIVER, GPU_LOST}) or before.get("driver") != gpu.get("driver")
+    is_away, was_away = (not names.isdisjoint(_AWAY) for names in (gpu["reasons"].keys(), marks.keys()))
+    returned = not is_away and (was_away or before.get("driver") != gpu.get("driver"))
     if xid is not None and xid not in _HARMLESS_XIDS:
         gpu["reasons"][XID_ERROR] = f"XID {xid}"
     elif XID_ERROR in marks and same_boot and not returned:

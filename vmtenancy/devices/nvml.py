@@ -8,7 +8,7 @@ runs in a process of its own (`nvml_process`), since a call may never come back.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 try:
@@ -234,36 +234,38 @@ class Nvml:
             "memory": memory,
         }
 
-    def watch(self, handles: Iterable[Any]) -> EventSet | None:
-        """An event set over XIDs of these GPUs; None where none of them offers events."""
+    def watch(self, handles: Mapping[str, Any]) -> EventSet | None:
+        """An event set over XIDs of GPUs, given by address; None where none of them offers events."""
         events = self.ask("nvmlEventSetCreate")
         if is_error(events):
             return None
         wanted = self._lib.nvmlEventTypeXidCriticalError
-        watched = 0
-        for handle in handles:
+        watched = {}
+        for address, handle in handles.items():
             offered = self.ask("nvmlDeviceGetSupportedEventTypes", handle)
-            if isinstance(offered, int) and offered & wanted:
-                watched += not is_error(self.ask("nvmlDeviceRegisterEvents", handle, wanted, events))
-        return EventSet(self, events) if watched else None
-
-    def address_of(self, handle: Any) -> Any:
-        """Where a GPU is."""
-        return self.ask("nvmlDeviceGetPciInfo", handle, take=_pci)
+            if not isinstance(offered, int) or not offered & wanted:
+                continue
+            if not is_error(self.ask("nvmlDeviceRegisterEvents", handle, wanted, events)):
+                watched[_pointer(handle)] = address
+        return EventSet(self, events, watched) if watched else None
 
 
 class EventSet:
-    """Waits for what NVML reports by itself."""
+    """Waits for what NVML reports by itself. `watched` are addresses by handle: a GPU that is lost can not be asked."""
 
-    def __init__(self, nvml: Nvml, events: Any) -> None:
-        self._nvml, self._events = nvml, events
+    def __init__(self, nvml: Nvml, events: Any, watched: Mapping[int | None, str]) -> None:
+        self._nvml, self._events, self._watched = nvml, events, watched
 
     def wait(self, timeout_ms: int) -> Any:
-        """The next XID as `{"pci": …, "xid": …}`, or an error: NVML's 10 where none came in time."""
+        """The next XID as `{"address": …, "xid": …}`, or an error: NVML's 10 where none came in time."""
         event = self._nvml.ask("nvmlEventSetWait_v2", self._events, timeout_ms)
         if is_error(event):
             return event
-        return {"pci": self._nvml.address_of(event.device), "xid": event.eventData}
+        return {"address": self._watched.get(_pointer(event.device), ""), "xid": event.eventData}
+
+
+def _pointer(handle: Any) -> int | None:
+    return ctypes.cast(handle, ctypes.c_void_p).value
 
 
 def _why_not_loaded() -> str:

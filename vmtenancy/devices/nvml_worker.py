@@ -107,7 +107,7 @@ class Worker:
         if is_error(system["count"]) or (indexes and not opened):
             self._nvml = None  # the driver may have been loaded anew: begin anew too
         elif self._events is None or not self._events.is_alive():
-            self._watch(nvml, [handle for handle, _ in opened.values()])
+            self._watch(nvml, {address: handle for address, (handle, _) in opened.items()})
 
     def _samples(self, nvml: Nvml, skip: frozenset[str]) -> Lines:
         for index in _indexes(nvml.ask("nvmlDeviceGetCount")):
@@ -120,7 +120,7 @@ class Worker:
                 yield {"reading": address}
                 yield {"sample": nvml.sample(handle) | {"address": address}}
 
-    def _watch(self, nvml: Nvml, handles: list[Any]) -> None:
+    def _watch(self, nvml: Nvml, handles: dict[str, Any]) -> None:
         events = nvml.watch(handles)
         if events is None:
             return
