@@ -266,6 +266,11 @@ def test_without_a_node_name(monkeypatch: pytest.MonkeyPatch) -> None:
         run()
 
 
+def test_a_tree_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(VmtError, match=f"VMT-A001: --sysfs-root: holds no PCI tree .found {tmp_path}."):
+        run("--once", f"--sysfs-root={tmp_path}")
+
+
 def test_costs_and_metrics(nvml: StandIn, server: GpuNodeServer, kubeconfig: Path) -> None:
     """Resident memory of both processes, what is loaded, own time for eight GPUs, and the end by SIGTERM."""
     with socket.socket() as free:

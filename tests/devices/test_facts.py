@@ -206,6 +206,12 @@ def test_names_by_nvml_count_before_the_table() -> None:
     assert gpu(status, A)["product"] == "NVIDIA-GB200"
 
 
+def test_a_tree_that_does_not_say_which_driver() -> None:
+    status = look(tree(a="", b=""), answered(device(A)))
+    assert (gpu(status, A)["driver"], gpu(status, A)["healthy"]) == ("nvidia", True)
+    assert reasons(status, B) == ["NoUsableDriver"]
+
+
 def test_levels_from_both_sources(tmp_path: Path) -> None:
     found = sysfs.gpus_of(sysfs.read(pci_tree.passthrough(tmp_path).root))
     status = look(found, silent("LibraryNotFound"))

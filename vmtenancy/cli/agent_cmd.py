@@ -6,12 +6,14 @@ import socket
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from vmtenancy.agent import METRICS_PORT
 from vmtenancy.cli.common import Context, Kubeconfig, Output, OutputOption, show
+
+_SYSFS: Final = Path("/sys")
 
 
 def agent(
@@ -28,7 +30,7 @@ def agent(
         typer.Option(
             exists=True, file_okay=False, help="In place of /sys: a mount of it, or a recorded tree."
         ),
-    ] = Path("/sys"),
+    ] = _SYSFS,
     interval: Annotated[
         float,
         typer.Option(min=0.1, help="Seconds between looks; errors that NVML reports are looked at at once."),
@@ -48,8 +50,12 @@ def agent(
     """Look at the GPUs of this node and keep its GpuNode up to date, until SIGTERM."""
     from vmtenancy.agent.agent import Agent
     from vmtenancy.agent.publisher import gpu_node
+    from vmtenancy.devices import sysfs
     from vmtenancy.errors import Code, Problem, VmtError
 
+    if sysfs_root != _SYSFS and not (sysfs_root / sysfs.DEVICES).is_dir():
+        message, expected = "holds no PCI tree", f"a folder with {sysfs.DEVICES}, as /sys has"
+        raise VmtError(Problem(Code.INVALID_FIELD, "--sysfs-root", message, str(sysfs_root), expected))
     looking = Agent(sysfs_root=sysfs_root, nvml_deadline_s=nvml_deadline)
     try:
         if once:

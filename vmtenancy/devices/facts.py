@@ -101,8 +101,8 @@ def _gpu(
 ) -> Facts:
     """One GPU from its sources; `reasons` is a mapping still."""
     driver = (in_tree or {}).get("driver")
-    if in_tree is None and (told is not None or before.get("driver") == _NVIDIA_DRIVER):
-        driver = _NVIDIA_DRIVER  # NVML sees what its driver holds
+    if driver is None and (told is not None or (in_tree is None and before.get("driver") == _NVIDIA_DRIVER)):
+        driver = _NVIDIA_DRIVER  # NVML sees what its driver holds, and nothing else
     gpu: Facts = {"pciAddress": address, **(in_tree or {})}
     if driver is not None:
         gpu["driver"] = driver

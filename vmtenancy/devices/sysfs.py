@@ -19,6 +19,8 @@ from vmtenancy.devices.products import PRODUCTS
 
 Facts = dict[str, Any]
 
+#: Below `/sys`.
+DEVICES: Final = "bus/pci/devices"
 _NVIDIA: Final = 0x10DE
 #: Display controllers: VGA compatible, and 3D without a display.
 _GPU_CLASSES: Final = (0x0300, 0x0302)
@@ -90,7 +92,7 @@ def read(root: Path) -> list[PciFunction]:
 
     Only GPUs and what is beside them is read in full: a server has hundreds of functions.
     """
-    home = root / "bus/pci/devices"
+    home = root / DEVICES
     try:
         names = sorted(e.name for e in home.iterdir() if normal_address(e.name) == e.name.lower())
     except OSError:
@@ -99,7 +101,7 @@ def read(root: Path) -> list[PciFunction]:
 
 
 def _function(path: Path, address: str) -> PciFunction:
-    if _text(path / "vendor") != f"{_NVIDIA:#06x}":
+    if _text(path / "vendor").lower() != f"{_NVIDIA:#06x}":
         # Of others only their group and what kind they are matters.
         return PciFunction(address, texts=_texts(path, ("class",)), links=_links(path, ("iommu_group",)))
     texts = _texts(path, _FILES)

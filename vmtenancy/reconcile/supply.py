@@ -150,13 +150,12 @@ def node_facts(view: View, node: Object, used: Mapping[str, tuple[int, int]]) ->
     if agent is not None and agent.status.gpus:
         cordoned = set(agent.spec.cordoned_devices)
         gpus = sorted(agent.status.gpus, key=lambda gpu: gpu.pci_address)
-        model = _model(gpus)
+        product, memory = _kind_of(gpus)
         devices = tuple(
-            DeviceFacts(g.pci_address, g.healthy and g.product == model.product, g.pci_address in cordoned)
+            DeviceFacts(g.pci_address, g.healthy and g.product == product, g.pci_address in cordoned)
             for g in gpus
         )
         mode = agent.status.mode or mode
-        product, memory = model.product, to_bytes(model.memory or 0)
     cpu_used, memory_used = used.get(name, (0, 0))
     return NodeFacts(
         name=name,
@@ -172,18 +171,18 @@ def node_facts(view: View, node: Object, used: Mapping[str, tuple[int, int]]) ->
     )
 
 
-def _model(gpus: Sequence[ObservedGpu]) -> ObservedGpu:
-    """The GPU that stands for its node: of the product that most healthy ones have, the one with the least memory.
+def _kind_of(gpus: Sequence[ObservedGpu]) -> tuple[str, int]:
+    """Product and memory (bytes; 0 for unknown) that stand for a node: what most of its healthy GPUs are.
 
     What is known of a sick GPU may be wrong, so it has a say only where all are sick. GPUs of another product than
     their node's get no grants: whoever asks for one product must not be given another.
     """
     healthy = [gpu for gpu in gpus if gpu.healthy] or gpus
     counts = Counter(gpu.product for gpu in healthy)
-    most = max(counts.values())
-    return min(
-        (gpu for gpu in healthy if counts[gpu.product] == most),
-        key=lambda gpu: (gpu.product, to_bytes(gpu.memory or 0), gpu.pci_address),
+    product = min(counts, key=lambda name: (-counts[name], name))
+    # Most often one text, which is read once.
+    return product, min(
+        to_bytes(memory or 0) for memory in {g.memory for g in healthy if g.product == product}
     )
 
 
