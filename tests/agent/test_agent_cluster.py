@@ -113,6 +113,17 @@ def test_each_gpu_node_tells_of_itself_alone(cluster: ControlPlane, gpu_fleet: F
             after = stored_node(cluster)["status"]["gpus"]
             assert [gpu["pciAddress"] for gpu in after if not gpu["healthy"]] == [address(3)]
             assert [gpu["pciAddress"] for gpu in after if "fabric" not in gpu] == [address(4)]
+            row = cluster.kubectl("get", "gpunode", "gpu-1", "-o", "wide", "--no-headers").split()
+            shown = [
+                "gpu-1",
+                "container",
+                "NVIDIA-H100-80GB-HBM3",
+                "Answers",
+                address(3),
+                "570.86.15",
+                "12.8",
+            ]
+            assert row[:-1] == shown
             with pytest.raises(errors.ForbiddenError, match="found gpu-2 written by the agent on node gpu-1"):
                 Publisher(client, "gpu-2").publish(agent.look(), None)
     finally:

@@ -218,9 +218,9 @@ class GpuNode(Kind):
         PrinterColumn(name="Mode", json_path=".status.mode"),
         PrinterColumn(name="Product", json_path=".status.gpus[0].product"),
         PrinterColumn(name="NVML", json_path='.status.conditions[?(@.type=="NvmlAnswers")].reason'),
+        PrinterColumn(name="Unhealthy", json_path=".status.gpus[?(@.healthy==false)].pciAddress"),
         PrinterColumn(name="Driver", json_path=".status.driverVersion", priority=1),
         PrinterColumn(name="CUDA", json_path=".status.cudaVersion", priority=1),
-        PrinterColumn(name="Healthy", json_path=".status.gpus[*].healthy", priority=1),
         AGE,
     )
 
