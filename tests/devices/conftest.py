@@ -7,6 +7,8 @@ import nvml_library
 import pytest
 from nvml_library import StandIn, using
 
+from vmtenancy.devices.nvml_process import NvmlProcess
+
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -18,6 +20,13 @@ def nvml(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     """A library that processes find from now on, and that answers as eight H100s do (`board`)."""
     with using(library, tmp_path_factory.mktemp("answers")) as stand_in:
         yield stand_in
+
+
+@pytest.fixture(scope="module")
+def process(nvml: StandIn) -> Iterator[NvmlProcess]:
+    process = NvmlProcess(30.0)
+    yield process
+    process.close()
 
 
 @pytest.fixture(autouse=True)

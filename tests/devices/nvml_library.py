@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -60,7 +61,10 @@ def address(index: int) -> str:
 
 
 def build(folder: Path, *flags: str) -> Path:
-    """Compile the library into a folder; the folder is what the loader needs."""
+    """Compile the library into a folder; the folder is what the loader needs. Skips the test where nothing compiles C."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / "libnvidia-ml.so.1"
     command = [
