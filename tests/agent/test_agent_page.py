@@ -11,7 +11,7 @@ from vmtenancy.devices import facts, nvml_facts, nvml_process
 PAGE = (Path(__file__).parents[2] / "docs" / "agent.md").read_text()
 REASONS = {
     *(nvml_facts.GPU_LOST, nvml_facts.INVALID_FACTS, nvml_facts.RESET_REQUIRED, nvml_facts.RETIRED_PAGES),
-    *(nvml_facts.ROW_REMAP_FAILURE, facts.NO_DRIVER, facts.NVML_SILENT, facts.XID_ERROR),
+    *(nvml_facts.ROW_REMAP_FAILURE, facts.NO_DRIVER, nvml_facts.NVML_SILENT, facts.XID_ERROR),
 }
 
 

@@ -61,7 +61,7 @@ def address(index: int) -> str:
 
 
 def build(folder: Path, *flags: str) -> Path:
-    """Compile the library into a folder; the folder is what the loader needs. Skips the test where nothing compiles C."""
+    """Compile the library into a folder, which is what the loader needs. Skips the test where nothing compiles C."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")

@@ -12,13 +12,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from vmtenancy.devices import nvml_facts
-from vmtenancy.devices.nvml_facts import GPU_LOST, INVALID_FACTS
+from vmtenancy.devices.nvml_facts import GPU_LOST, INVALID_FACTS, NVML_SILENT
 from vmtenancy.devices.nvml_process import LIBRARY_NOT_FOUND, Reading
 
 Facts = dict[str, Any]
 
 NO_DRIVER: Final = "NoUsableDriver"
-NVML_SILENT: Final = "NvmlSilent"
 XID_ERROR: Final = "XidError"
 #: Who has one of these reasons is not with its driver; once it is again, it was reset.
 _AWAY: Final = frozenset({NO_DRIVER, GPU_LOST})
@@ -111,15 +110,22 @@ def _gpu(
         gpu |= {"numaNode": gpu.get("numaNode", told.get("numaNode"))}
         gpu["vgpuTypes"] = _more(gpu.get("vgpuTypes"), told.get("vgpuTypes"))
         gpu["peers"] = _joined(gpu.get("peers", []), told["peers"])
+        if not told["reasons"].keys().isdisjoint({GPU_LOST, NVML_SILENT}):
+            _keep(gpu, before, now, [name for name in _KEPT if name not in told])
     else:
-        gpu |= {name: before[name] for name in _KEPT if name in before and _outlives(name, driver)}
         gpu["peers"] = _joined(gpu.get("peers", []), before.get("peers", []))
-        if "uuid" in before:
-            gpu["nvmlSeenAt"] = before.get("nvmlSeenAt", now)
+        _keep(gpu, before, now, [name for name in _KEPT if _outlives(name, driver)])
         gpu["reasons"] = {}
     gpu.setdefault("product", "NVIDIA-GPU")
     _judge_driver(gpu, told, reading)
     return gpu
+
+
+def _keep(gpu: Facts, before: Facts, now: str, names: Iterable[str]) -> None:
+    """Fill in what NVML said before, with its age."""
+    gpu |= {name: before[name] for name in names if name in before}
+    if "uuid" in before:
+        gpu["nvmlSeenAt"] = before.get("nvmlSeenAt", now)
 
 
 def _outlives(name: str, driver: str | None) -> bool:

@@ -17,12 +17,16 @@ Facts = dict[str, Any]
 
 GPU_LOST: Final = "GpuLost"
 INVALID_FACTS: Final = "InvalidFacts"
+NVML_SILENT: Final = "NvmlSilent"
 RESET_REQUIRED: Final = "ResetRequired"
 RETIRED_PAGES: Final = "RetiredPagesPending"
 ROW_REMAP_FAILURE: Final = "RowRemapFailure"
 
 #: NVML's numbers. https://docs.nvidia.com/deploy/nvml-api (enumerations of nvml.h)
 _LOST, _RESET_REQUIRED = 15, 16
+#: Errors that say that a driver or a GPU does not have what was asked: not supported, no permission, no such function,
+#: no data, another version of a structure, deprecated.
+_ABSENT: Final = frozenset({3, 4, 13, 21, 25, 26})
 _ARCHITECTURES: Final = {
     2: "Kepler",
     3: "Maxwell",
@@ -208,10 +212,21 @@ def _gpu(device: Mapping[str, Any]) -> tuple[Facts, list[str]]:
         reasons[GPU_LOST] = "it has fallen off the bus"
     if _RESET_REQUIRED in judge.codes:
         reasons[RESET_REQUIRED] = "NVML says that it must be reset"
+    failed = {name: _code(device.get(name)) for name in ("name", "uuid", "memory")}
+    if not reasons and (
+        told := [f"{name} (error {code})" for name, code in failed.items() if code is not None]
+    ):
+        reasons[NVML_SILENT] = f"NVML fails to tell its {', '.join(told)}"
     if judge.garbage:
         reasons[INVALID_FACTS] = f"NVML's answers can not be: {', '.join(judge.garbage)}"
     facts = {name: value for name, value in facts.items() if value is not None}
     return facts | {"reasons": reasons}, links
+
+
+def _code(answer: Any) -> int | None:
+    """The error that stands in place of an answer which every GPU has; None where all is well."""
+    code = answer.get("error") if isinstance(answer, Mapping) else None
+    return code if isinstance(code, int) and code not in _ABSENT else None
 
 
 def memory_text(count: int) -> str:
