@@ -127,6 +127,18 @@ def installed(crds, admin, controller, operator):
     )
 
 
+def agent_on(cluster, admin, node):
+    """The agent's service account with a token that is bound to a node, as the kubelet gives its pod there."""
+    admin("POST", "/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}})
+    bound = [
+        f"--namespace={names.AGENT_NAMESPACE}",
+        "--bound-object-kind=Node",
+        f"--bound-object-name={node}",
+    ]
+    token = cluster.kubectl("create", "token", names.AGENT_ACCOUNT, *bound)
+    return Caller(cluster, node, token=token.strip())
+
+
 # -- pure: the manifests say what vmtenancy.api.names says ---------------------------------------------------
 
 
@@ -311,6 +323,27 @@ def test_policies(installed, controller, operator, crds, subtests):
         cordon = {"spec": {"cordonedDevices": ["0000:17:00.0"]}}
         assert operator("PATCH", f"{GROUP}/gpunodes/x", cordon, MERGE).code == 200
         assert agent("PATCH", f"{GROUP}/gpunodes/x", cordon, MERGE).code == 403
+
+    with subtests.test("observations: an agent writes about its own node alone"):
+        agent = agent_on(crds, admin, "node-1")
+        for name, code in (("node-1", 201), ("node-2", 403)):
+            observed = {
+                "apiVersion": names.API_VERSION,
+                "kind": "GpuNode",
+                "metadata": {"name": name},
+                "spec": {},
+            }
+            answer = agent("POST", f"{GROUP}/gpunodes", observed)
+            assert answer.code == code, answer.body
+        assert denied(answer, "observations.vmtenancy.io")
+        assert "found node-2 written by the agent on node node-1" in answer.message
+        assert agent("PATCH", f"{GROUP}/gpunodes/node-1/status", seen, MERGE).code == 200
+        answer = agent("PATCH", f"{GROUP}/gpunodes/x/status", seen, MERGE)
+        assert denied(answer, "observations.vmtenancy.io"), answer.body
+        anywhere = Caller(crds, names.AGENT_USER, "system:serviceaccounts", "system:authenticated")
+        answer = anywhere("PATCH", f"{GROUP}/gpunodes/node-1/status", seen, MERGE)
+        assert denied(answer, "observations.vmtenancy.io"), "a token that names no node"
+        assert "an unknown node" in answer.message
 
     with subtests.test("a volume elsewhere is cloned only with the right to"):
         vm = yaml.safe_load((Path(__file__).parent / "fields" / "gpuvm.yaml").read_text())[0]["base"]

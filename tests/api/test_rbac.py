@@ -32,6 +32,8 @@ DECISIONS = [
     (CONTROLLER, "impersonate", "/users", "", False),
     (AGENT, "update", "vmtenancy.io/gpunodes/status", "", True),
     (AGENT, "update", "vmtenancy.io/gpunodes", "", False),
+    (AGENT, "list", "vmtenancy.io/gpunodes", "", False),
+    (AGENT, "get", "/nodes", "", False),
     (AGENT, "get", "/secrets", "vmtenancy-system", False),
     (EDITOR, "create", "vmtenancy.io/gpuvms", "vision", True),
     (EDITOR, "delete", "vmtenancy.io/virtualclusters", "vision", True),

@@ -27,6 +27,7 @@ def test_help_names_every_command() -> None:
         "install",
         "uninstall",
         "controller",
+        "agent",
         "get",
         "explain",
         "export",

@@ -158,6 +158,20 @@ def test_an_unhealthy_device_is_told_to_whom_it_concerns(lab: Lab, device: int) 
     assert degraded(lab) == ""
 
 
+def test_why_a_device_is_unhealthy_is_told(lab: Lab) -> None:
+    lab.apply(gpu_vm("a", 1))
+    lab.settle()
+    obj = lab.get("GpuNode", "", "machines")
+    sick = {"healthy": False, "reasons": [{"reason": "XidError", "message": "XID 79"}]}
+    gpus = [gpu | sick for gpu in obj["status"]["gpus"]]
+    lab.cluster.replace({**obj, "status": {**obj["status"], "gpus": gpus}}, status=True)
+    lab.settle()
+    (device,) = lab.status("GpuVM", "vision", "a")["allocation"]["devices"]
+    told = condition(lab.get("GpuVM", "vision", "a"), "Degraded")
+    assert told is not None
+    assert told["message"] == f"node machines calls {device} (XidError) unhealthy"
+
+
 def test_i5_an_owner_that_is_not_told_is_a_violation(lab: Lab) -> None:
     lab.apply(gpu_vm("a", 2), gpu_pod("p", namespace="llm"))
     lab.settle()

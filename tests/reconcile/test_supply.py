@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lab import READY, Lab, add_node, gpu_pod, gpu_vm, namespace, virtual_cluster
+from lab import READY, Lab, add_node, gpu_pod, gpu_vm, manifest, namespace, virtual_cluster
 
 from vmtenancy.reconcile import supply
 from vmtenancy.reconcile.demands import held
@@ -183,6 +183,47 @@ def test_a_sick_device_gets_nothing(lab: Lab) -> None:
     facts(lab, "slices")
     lab.settle()
     assert lab.status(*A)["phase"] == "Running"
+
+
+def test_what_is_half_known_of_a_sick_gpu_decides_nothing(lab: Lab) -> None:
+    """The first GPU of the node is sick, its product and memory are what could be told without it."""
+    products = {"selector": {"products": ["NVIDIA-H100-80GB-HBM3"], "minMemory": "79Gi"}}
+    lab.apply(manifest("GpuPool", "h100", products))
+    obj = lab.get("GpuNode", "", "machines")
+    first, *others = obj["status"]["gpus"]
+    sick = {"pciAddress": first["pciAddress"], "product": "NVIDIA-GPU", "healthy": False}
+    lab.cluster.replace({**obj, "status": {**obj["status"], "gpus": [sick, *others]}}, status=True)
+    lab.settle()
+    assert lab.status("GpuPool", "", "h100")["allocatable"] == 8
+    lab.apply(gpu_vm("a", 3))
+    lab.settle()
+    assert first["pciAddress"] not in lab.status(*A)["allocation"]["devices"]
+    assert lab.status(*A)["phase"] == "Running"
+
+
+def test_a_gpu_of_another_product_than_its_node_is_not_granted(lab: Lab) -> None:
+    obj = lab.get("GpuNode", "", "machines")
+    first, *others = obj["status"]["gpus"]
+    other = {**first, "product": "NVIDIA-A2"}
+    lab.cluster.replace({**obj, "status": {**obj["status"], "gpus": [other, *others]}}, status=True)
+    lab.apply(gpu_vm("b", 3))
+    lab.settle()
+    lab.apply(gpu_vm("a", 1))
+    lab.settle()
+    assert lab.reason(*A, of="Admitted") == "NoCapacity"
+    assert first["pciAddress"] not in lab.status("GpuVM", "vision", "b")["allocation"]["devices"]
+
+
+def test_gpus_whose_memory_nobody_knows(lab: Lab) -> None:
+    obj = lab.get("GpuNode", "", "slices")
+    gpus = [{name: value for name, value in gpu.items() if name != "memory"} for gpu in obj["status"]["gpus"]]
+    lab.cluster.replace({**obj, "status": {**obj["status"], "gpus": gpus}}, status=True)
+    lab.apply(gpu_vm("a", of="quarter"))
+    lab.settle()
+    assert lab.status(*A)["phase"] == "Running"
+    lab.apply(manifest("GpuPool", "h100", {"selector": {"minMemory": "1Gi"}}), gpu_vm("b", of="quarter"))
+    lab.settle()
+    assert lab.reason("GpuVM", "vision", "b", of="Admitted") == "NoCapacity"
 
 
 def test_taints_and_cordoned_nodes_are_avoided(lab: Lab) -> None:

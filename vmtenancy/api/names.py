@@ -78,5 +78,7 @@ GPU_RESOURCE_PREFIXES: Final = (
 
 #: Node agents act as this service account; in tests and the demo, where agents are no pods, as members of the
 #: group.
-AGENT_USER: Final = f"system:serviceaccount:{SYSTEM_NAMESPACE}:vmtenancy-agent"
+AGENT_NAMESPACE: Final = "vmtenancy-agents"
+AGENT_ACCOUNT: Final = "vmtenancy-agent"
+AGENT_USER: Final = f"system:serviceaccount:{AGENT_NAMESPACE}:{AGENT_ACCOUNT}"
 AGENT_GROUP: Final = "vmtenancy:agents"

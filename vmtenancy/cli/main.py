@@ -12,6 +12,7 @@ import typer
 
 from vmtenancy.cli import (
     adopt_cmd,
+    agent_cmd,
     backup_cmd,
     controller_cmd,
     demo,
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command()(install.install)
 app.command()(install.uninstall)
 app.command("controller")(controller_cmd.controller)
+app.command("agent")(agent_cmd.agent)
 app.command("get")(get.get)
 app.command("explain")(explain_cmd.explain)
 app.command("doctor")(doctor_cmd.doctor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from vmtenancy.api.gpunode import GpuNode
+from vmtenancy.api.gpunode import GpuNode, ObservedGpu
 from vmtenancy.api.quantity import to_bytes
 from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.status import condition, is_true
@@ -39,10 +39,16 @@ def _sick(view: View, grant: Allocation) -> tuple[str, str] | None:
     if agent is None or isinstance(agent, VmtError):
         return None
     held = {device for part in grant.grants for device in part.devices}
-    sick = sorted(held & {gpu.pci_address for gpu in agent.status.gpus if not gpu.healthy})
+    sick = {gpu.pci_address: gpu for gpu in agent.status.gpus if gpu.pci_address in held and not gpu.healthy}
     if sick:
-        return DEVICE_UNHEALTHY, f"node {grant.node} calls {', '.join(sick)} unhealthy"
+        said = ", ".join(_said(sick[address]) for address in sorted(sick))
+        return DEVICE_UNHEALTHY, f"node {grant.node} calls {said} unhealthy"
     return None
+
+
+def _said(gpu: ObservedGpu) -> str:
+    reasons = ", ".join(reason.reason for reason in gpu.reasons)
+    return f"{gpu.pci_address} ({reasons})" if reasons else gpu.pci_address
 
 
 def _missing(view: View, grant: Allocation, allocatable: dict[str, str]) -> tuple[str, str] | None:

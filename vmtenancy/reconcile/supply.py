@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vmtenancy.api import cohort
 from vmtenancy.api.cohort import Cohort
 from vmtenancy.api.gpuclass import GpuClass
-from vmtenancy.api.gpunode import GpuNode
+from vmtenancy.api.gpunode import GpuNode, ObservedGpu
 from vmtenancy.api.gpupool import GpuPool
 from vmtenancy.api.gpuvm import GpuVM
 from vmtenancy.api.names import (
@@ -190,9 +190,12 @@ def node_facts(view: View, node: Object, used: Mapping[str, tuple[int, int]]) ->
     if agent is not None and agent.status.gpus:
         cordoned = set(agent.spec.cordoned_devices)
         gpus = sorted(agent.status.gpus, key=lambda gpu: gpu.pci_address)
-        devices = tuple(DeviceFacts(g.pci_address, g.healthy, g.pci_address in cordoned) for g in gpus)
+        product, memory = _kind_of(gpus)
+        devices = tuple(
+            DeviceFacts(g.pci_address, g.healthy and g.product == product, g.pci_address in cordoned)
+            for g in gpus
+        )
         mode = agent.status.mode or mode
-        product, memory = gpus[0].product, to_bytes(gpus[0].memory)
     cpu_used, memory_used = used.get(name, (0, 0))
     return NodeFacts(
         name=name,
@@ -205,6 +208,21 @@ def node_facts(view: View, node: Object, used: Mapping[str, tuple[int, int]]) ->
         capacity=capacity,
         cpu=min(to_milli(allocatable.get("cpu", "0")), MOST) - cpu_used,
         memory=min(to_bytes(allocatable.get("memory", "0")), MOST) - memory_used,
+    )
+
+
+def _kind_of(gpus: Sequence[ObservedGpu]) -> tuple[str, int]:
+    """Product and memory (bytes; 0 for unknown) that stand for a node: what most of its healthy GPUs are.
+
+    What is known of a sick GPU may be wrong, so it has a say only where all are sick. GPUs of another product than
+    their node's get no grants: whoever asks for one product must not be given another.
+    """
+    healthy = [gpu for gpu in gpus if gpu.healthy] or gpus
+    counts = Counter(gpu.product for gpu in healthy)
+    product = min(counts, key=lambda name: (-counts[name], name))
+    # Most often one text, which is read once.
+    return product, min(
+        to_bytes(memory or 0) for memory in {g.memory for g in healthy if g.product == product}
     )
 
 
