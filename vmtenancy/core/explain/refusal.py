@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
 
-from vmtenancy.core.explain.shortage import Shortage, counted, gpus, held_by
+from vmtenancy.core.explain.shortage import Shortage, counted, gpus, held_by, utc
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import MODES, Offering, Runtime
 from vmtenancy.core.placement.best_fit import NoPlacement, Obstacle
@@ -200,8 +199,7 @@ def nominated(pools: Iterable[str], victims: Iterable[str]) -> Refusal:
 
 def reserved(then: Refusal, windows: str, start: float) -> Refusal:
     """It would be in the way of what is reserved from `start` (seconds) on, when `then` will be so."""
-    when = datetime.fromtimestamp(int(start), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     missing, shortage = then.told
-    message = f"from {when} on {windows} needs it: then {missing.message}"
+    message = f"from {utc(start)} on {windows} needs it: then {missing.message}"
     problem = Problem(Code.RESERVED, "", message, expected="a lease that ends before, or less")
     return Refusal(Reason.RESERVED, lambda: (problem, shortage), then.pools)
