@@ -114,7 +114,7 @@ def explain(
         return None
     smaller, other = _smaller(question), _other_class(question)
     ends, priority = _ends(question, wait), _priority(question, wait)
-    start = start_of(question, now) if wait.position else None
+    start = start_of(question, outcome, now) if wait.position else None
     positions = _positions(fleet, outcome.decisions, key)
     return Explanation(wait, positions, start, smaller, other, ends, priority, question.runs)
 

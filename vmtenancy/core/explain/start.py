@@ -12,12 +12,13 @@ are. What is preempted meanwhile waits again. So a person may make it sooner or 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from vmtenancy.core.calendar import Reserved
 from vmtenancy.core.explain.question import Outcome, Question, first
 from vmtenancy.core.explain.shortage import utc
-from vmtenancy.core.requests import Admit, Demand
+from vmtenancy.core.requests import Admit, Demand, Wait
 
 #: Most runs of the engine that look for the latest moment, and that look past windows for the earliest one.
 MOST_RUNS = 32
@@ -50,13 +51,13 @@ class Start:
         return f"starts{after and after + ','} at {utc(self.latest)} at the latest"
 
 
-def start_of(question: Question, now: float) -> Start | None:
-    """Between which moments the demand starts; None: nobody knows.
+def start_of(question: Question, outcome: Outcome, now: float) -> Start | None:
+    """Between which moments the demand starts, of which `outcome` was decided now; None: nobody knows.
 
     Asks at most 1 + log2 of the moments at which something ends or begins, and `MOST_RUNS` + `MOST_RUNS_ALONE` times.
     """
-    alone = _Alone(question, now)
-    earliest = alone.earliest()
+    stopped = frozenset(v for d in outcome.decisions if isinstance(d, Wait) for v in d.victims)
+    earliest = _Alone(question, now, stopped).earliest()
     if earliest is None:
         return None
     latest = _latest(question, now)
@@ -71,10 +72,10 @@ def _moments(question: Question, now: float) -> list[float]:
 
 
 class _Alone:
-    """The demand with its group, and what holds for it, as if nobody else waited."""
+    """The demand with its group, and what holds for it, as if nobody else waited; `stopped` are about to end."""
 
-    def __init__(self, question: Question, now: float) -> None:
-        self._question, self._now = question, now
+    def __init__(self, question: Question, now: float, stopped: frozenset[str]) -> None:
+        self._question, self._now, self._stopped = question, now, stopped
         with_it = {*question.group, question.demand.parent}
         self._demands = [demand for demand in question.demands if demand.key in with_it]
 
@@ -88,13 +89,14 @@ class _Alone:
         return next((moment for moment in after if self._has_place(moment, windows=True)), bound)
 
     def _has_place(self, moment: float, *, windows: bool) -> bool:
-        world = _World(self._question, self._demands, self._now, windows=windows)
+        reserved = self._question.reserved if windows else ()
+        world = _World(self._question, self._demands, self._now, self._stopped, reserved)
         world.go_to(moment)
         return world.ask().has_place
 
 
 def _latest(question: Question, now: float) -> float | None:
-    world = _World(question, question.demands, now, windows=True)
+    world = _World(question, question.demands, now, frozenset(), question.reserved)
     runs = 0
     moment: float | None = now
     while moment is not None:
@@ -115,12 +117,20 @@ def _latest(question: Question, now: float) -> float | None:
 class _World:
     """Holds and demands as they will be."""
 
-    def __init__(self, question: Question, demands: Iterable[Demand], now: float, *, windows: bool) -> None:
+    def __init__(
+        self,
+        question: Question,
+        demands: Iterable[Demand],
+        now: float,
+        stopped: frozenset[str],
+        reserved: Sequence[Reserved],
+    ) -> None:
         self._question, self._now, self._moment = question, now, now
-        self._holds = {a.demand.key: a for a in question.holds if a.demand.key not in question.ending}
+        gone = question.ending | stopped
+        self._holds = {a.demand.key: a for a in question.holds if a.demand.key not in gone}
         self._waiting = {demand.key: demand for demand in demands}
         self._promised = set(question.promised)
-        self._windows = list(question.reserved) if windows else []
+        self._windows = list(reserved)
 
     def go_to(self, moment: float) -> None:
         """What ends by then has ended, what begins by then asks."""
