@@ -16,7 +16,7 @@ from test_calendar import window
 from test_preemption import ANY, LOWER, ONE, ask, running, tree
 
 from vmtenancy.core.admission import decide
-from vmtenancy.core.explain import question, start
+from vmtenancy.core.explain import change, start
 from vmtenancy.core.explain.change import MOST_CLASSES, Explanation, Raised, explain
 from vmtenancy.core.explain.refusal import Reason
 from vmtenancy.core.fleet.arrays import Fleet
@@ -220,7 +220,7 @@ def test_each_change_is_true_and_the_engine_is_asked_a_bounded_number_of_times(
     for demand in queue:
         key, asked = demand.key, 0
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(question, "decide", counted)
+            patch.setattr(change, "decide", counted)
             found = explain(supply, rules, live, queue, key, reserved=windows)
         if found is None:
             continue

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from vmtenancy.api.gpuclass import PARTS_PER_GPU
 from vmtenancy.api.gpuvm import HIGHEST_PRIORITY
+from vmtenancy.core.admission import decide
 from vmtenancy.core.calendar import Reserved
-from vmtenancy.core.explain.question import Outcome, Question, first, with_requests
+from vmtenancy.core.explain.question import Outcome, Question, first, with_units
 from vmtenancy.core.explain.refusal import Reason
 from vmtenancy.core.explain.shortage import utc
 from vmtenancy.core.explain.start import Start, start_of
@@ -100,6 +102,7 @@ def explain(
     ending: frozenset[str] = frozenset(),
     promised: frozenset[str] = frozenset(),
     reserved: Sequence[Reserved] = (),
+    *,
     now: float = 0.0,
 ) -> Explanation | None:
     """Explain the demand `key` among all that wait; None if it would be admitted. The rest is as in `decide`.
@@ -107,7 +110,10 @@ def explain(
     `now` is in seconds, as `Demand.ends`: what ends by then is about to. Raises KeyError where nothing of that key is
     demanded.
     """
-    question = Question(fleet, tree, tuple(holds), tuple(demands), key, ending, promised, tuple(reserved))
+    engine = partial(decide, fleet, tree)
+    question = Question(
+        engine, fleet, tree, tuple(holds), tuple(demands), key, ending, promised, tuple(reserved)
+    )
     outcome = question.ask(question.holds, question.demands)
     wait = outcome.decision
     if isinstance(wait, Admit):
@@ -141,24 +147,31 @@ def _positions(fleet: Fleet, decisions: Iterable[Decision], key: str) -> dict[st
 
 def _smaller(question: Question) -> Requests | None:
     """Fewer units of one class, the least taken away; a class may go where others stay."""
-    demand, found, best = question.demand, None, None
-    for i, (name, count) in enumerate(demand.requests):
-        if name not in question.fleet.offerings:
-            continue
-        parts = question.fleet.offerings[name].parts
+    best: tuple[int, Requests] | None = None
+    for i in range(len(question.demand.requests)):
+        best = _less_of(question, i, best) or best
+    return best and best[1]
 
-        def cut(units: int, i: int = i, name: str = name, count: int = count) -> Demand | None:
-            return with_requests(demand, i, name, count - units)
 
-        def good(units: int) -> bool:
-            changed = cut(units)
-            return changed is not None and question.with_demand(changed).is_admitted
+def _less_of(
+    question: Question, index: int, best: tuple[int, Requests] | None
+) -> tuple[int, Requests] | None:
+    """What is taken away, in parts, and what is left, if less is taken than in the `best` so far."""
+    demand, fleet = question.demand, question.fleet
+    name, count = demand.requests[index]
+    if name not in fleet.offerings:
+        return None
+    parts, granted = fleet.offerings[name].parts, dict[int, Requests]()
 
-        cuts = [n for n in range(1, count + 1) if cut(n) and (best is None or n * parts < best)]
-        least = first(cuts, good)
-        if least is not None and (changed := cut(least)):
-            found, best = changed.requests, least * parts
-    return found
+    def helps(units: int) -> bool:
+        decision = question.with_demand(with_units(demand, index, name, count - units)).decision
+        if isinstance(decision, Admit):
+            granted[units] = decision.demand.requests
+        return units in granted
+
+    most = count if len(demand.requests) > 1 else count - 1
+    least = first([n for n in range(1, most + 1) if best is None or n * parts < best[0]], helps)
+    return None if least is None else (least * parts, granted[least])
 
 
 def _other_class(question: Question) -> Requests | None:
@@ -172,14 +185,15 @@ def _other_class(question: Question) -> Requests | None:
     )
     tried = 0
     for _, name, i in candidates:
-        changed = with_requests(demand, i, name, demand.requests[i][1])
-        if changed is None or not _is_deliverable(fleet, changed):
+        changed = with_units(demand, i, name, demand.requests[i][1])
+        if not _is_deliverable(fleet, changed):
             continue
         if tried == MOST_CLASSES:
             break
         tried += 1
-        if question.with_demand(changed).is_admitted:
-            return changed.requests
+        decision = question.with_demand(changed).decision
+        if isinstance(decision, Admit):
+            return decision.demand.requests
     return None
 
 

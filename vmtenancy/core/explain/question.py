@@ -5,9 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from vmtenancy.core.admission import decide
 from vmtenancy.core.calendar import Reserved
 from vmtenancy.core.explain.refusal import Reason
 from vmtenancy.core.fleet.arrays import Fleet
@@ -18,13 +17,28 @@ from vmtenancy.core.requests import Admit, Decision, Demand, Wait
 T = TypeVar("T")
 
 
+class Engine(Protocol):
+    """`decide`, with all that stays as it is."""
+
+    def __call__(
+        self,
+        holds: Iterable[Admit],
+        demands: Iterable[Demand],
+        ending: frozenset[str],
+        promised: frozenset[str],
+        reserved: Sequence[Reserved],
+    ) -> list[Decision]:
+        """The decisions in queue order."""
+
+
 @dataclass(slots=True)
 class Question:
-    """What `decide` is asked about the demand `key`; `runs` counts how often it was.
+    """What the engine is asked about the demand `key`; `runs` counts how often it was.
 
     Raises KeyError where nothing of that key is demanded.
     """
 
+    engine: Engine
     fleet: Fleet
     tree: QuotaTree
     holds: Sequence[Admit]
@@ -78,9 +92,7 @@ class Question:
     ) -> Outcome:
         """What is decided of other holds and demands; all else is as it is."""
         self.runs += 1
-        decisions = decide(
-            self.fleet,
-            self.tree,
+        decisions = self.engine(
             holds,
             demands,
             self.ending if ending is None else ending,
@@ -131,8 +143,7 @@ def first(candidates: Sequence[T], good: Callable[[T], bool]) -> T | None:
     return candidates[bisect_left(candidates, True, hi=len(candidates) - 1, key=good)]
 
 
-def with_requests(demand: Demand, index: int, name: str, count: int) -> Demand | None:
-    """The demand with `count` units of a class in place of those at `index`; None where nothing would be left."""
+def with_units(demand: Demand, index: int, name: str, count: int) -> Demand:
+    """The demand with `count` units of a class in place of those at `index`; without them where it is 0."""
     changed = [(name, count) if i == index else old for i, old in enumerate(demand.requests)]
-    left = tuple((name, count) for name, count in changed if count)
-    return replace(demand, requests=left) if left else None
+    return replace(demand, requests=tuple((name, count) for name, count in changed if count))
