@@ -58,6 +58,26 @@ def fair_shares(tree: QuotaTree, by_tenant: Mapping[tuple[str, str], int]) -> di
         return {tenant: tree.share(tenant) for tenant, _ in by_tenant}
 
 
+def over_use(
+    tree: QuotaTree, by_tenant: Mapping[tuple[str, str], int]
+) -> dict[str, list[tuple[str, int, str]]]:
+    """By tenant (pool, parts, `cohort research`) that it has borrowed and that are not there to be borrowed any more,
+    since quota was lowered, or something ran before it was known; on a tree with nothing charged.
+    """
+    found: dict[str, list[tuple[str, int, str]]] = defaultdict(list)
+    with tree.what_if():
+        for (tenant, pool), parts in by_tenant.items():
+            tree.charge(tenant, pool, parts, tenant)
+        for (tenant, pool), parts in sorted(by_tenant.items()):
+            if not tree.is_open(tenant, pool):
+                continue
+            debt, binding = tree.debt(tenant, pool)
+            over = min(debt, parts - tree.nominal(tenant, pool))
+            if over > 0:
+                found[tenant].append((pool, over, binding))
+    return found
+
+
 def share_text(share: float) -> str:
     """A share for people, at most four decimals, no trailing zeros: `"0.25"`."""
     return f"{share:.4f}".rstrip("0").rstrip(".")

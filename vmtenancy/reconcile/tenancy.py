@@ -9,10 +9,11 @@ from vmtenancy.api.gpuclass import PARTS_PER_GPU, GpuClass
 from vmtenancy.api.gpupool import GpuPool
 from vmtenancy.api.names import PROBE_PREFIX, SYSTEM_NAMESPACE, TENANT_LABEL, VIRTUAL_CLUSTER_LABEL
 from vmtenancy.api.tenant import Tenant
+from vmtenancy.core.explain.shortage import counted
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.errors import Code, Problem, VmtError
-from vmtenancy.reconcile.charges import charges, fair_shares, gpus_text, pool_sums, share_text
+from vmtenancy.reconcile.charges import charges, fair_shares, gpus_text, over_use, pool_sums, share_text
 from vmtenancy.reconcile.status import Condition, status_steps
 from vmtenancy.reconcile.steps import NEVER, Apply, Chain, Object, Replace
 from vmtenancy.reconcile.view import View, by_name
@@ -92,7 +93,7 @@ def _in_use(view: View, namespace: str) -> bool:
 
 def _tenants(view: View, tree: QuotaTree, owners: dict[str, str]) -> list[Chain]:
     usage = charges(view)
-    shares = fair_shares(tree, usage)
+    shares, over = fair_shares(tree, usage), over_use(tree, usage)
     chains: list[Chain] = []
     for obj in by_name(view.world.of("Tenant")):
         tenant = view.parsed(obj, Tenant)
@@ -114,8 +115,17 @@ def _tenants(view: View, tree: QuotaTree, owners: dict[str, str]) -> list[Chain]
             )
         share = share_text(shares.get(name, 0.0))
         ready = _tenant_ready(view, tenant, tree, owners)
-        chains += _report(view, obj, {"usage": rows, "fairShare": share}, ready)
+        above = _over_quota(over.get(name, ()))
+        chains += _report(view, obj, {"usage": rows, "fairShare": share}, ready, above)
     return chains
+
+
+def _over_quota(over: Iterable[tuple[str, int, str]]) -> Condition:
+    above = [f"pool {pool}: {counted(parts)} more than {binds} allows" for pool, parts, binds in over]
+    if not above:
+        return Condition("OverQuota", False, "WithinQuota")
+    message = f"{'; '.join(above)}; nothing is stopped for it alone, others take back what is theirs"
+    return Condition("OverQuota", True, "QuotaLowered", message, event=True, warning=True)
 
 
 def _tenant_ready(view: View, tenant: Tenant, tree: QuotaTree, owners: dict[str, str]) -> Condition:
@@ -211,9 +221,11 @@ def _invalid(error: VmtError) -> Condition:
     return Condition("Ready", False, "Invalid", str(error), event=True, warning=True)
 
 
-def _report(view: View, obj: Object, fields: dict[str, object], ready: Condition) -> list[Chain]:
+def _report(
+    view: View, obj: Object, fields: dict[str, object], ready: Condition, *others: Condition
+) -> list[Chain]:
     if is_deleting(obj):
         return []
     generation = int(obj["metadata"]["generation"])
-    steps = status_steps(obj, fields, [ready], generation=generation, now=view.now)
+    steps = status_steps(obj, fields, [ready, *others], generation=generation, now=view.now)
     return [Chain(f"report {ref_of(obj)}: {ready.reason}", steps)] if steps else []
