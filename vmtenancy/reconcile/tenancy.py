@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from vmtenancy.api.cohort import Cohort
+from vmtenancy.api.cohort import Cohort, PoolQuota
 from vmtenancy.api.gpuclass import PARTS_PER_GPU, GpuClass
 from vmtenancy.api.gpupool import GpuPool
 from vmtenancy.api.names import PROBE_PREFIX, SYSTEM_NAMESPACE, TENANT_LABEL, VIRTUAL_CLUSTER_LABEL
@@ -145,21 +145,30 @@ def _tenant_ready(view: View, tenant: Tenant, tree: QuotaTree, owners: dict[str,
             return bad("NamespaceTaken", f"namespace {namespace} belongs to tenant {other}")
         if (other := view.tenant_of(namespace)) not in ("", name):
             return bad("NamespaceTaken", f"namespace {namespace} still has grants of tenant {other}")
-    for quota in tenant.spec.quota:
-        if quota.pool not in pools:
-            return bad("PoolNotFound", _unknown("GpuPool", quota.pool, pools))
-        for limit in quota.classes:
+    if strange := _strange_pool(tenant.spec.quota, pools):
+        return strange
+    for i, quota in enumerate(tenant.spec.quota):
+        for j, limit in enumerate(quota.classes):
             if limit.name not in classes or classes[limit.name].spec.pool != quota.pool:
                 here = [n for n, cls in classes.items() if cls.spec.pool == quota.pool]
-                return bad("ClassNotFound", _unknown(f"GpuClass of pool {quota.pool}", limit.name, here))
+                path, kind = f"spec.quota[{i}].classes[{j}].name", f"GpuClass of pool {quota.pool}"
+                return bad("ClassNotFound", _unknown(path, kind, limit.name, here))
     if problem := tree.tenant_problems.get(name):
         return bad(_REASONS.get(problem.code, "QuotaInvalid"), str(problem))
     return Condition("Ready", True, "Ready", f"namespaces {', '.join(tenant.spec.namespaces)}")
 
 
-def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+def _strange_pool(quota: Sequence[PoolQuota], pools: Iterable[str]) -> Condition | None:
+    for i, each in enumerate(quota):
+        if each.pool not in pools:
+            message = _unknown(f"spec.quota[{i}].pool", "GpuPool", each.pool, pools)
+            return Condition("Ready", False, "PoolNotFound", message, event=True, warning=True)
+    return None
+
+
+def _unknown(path: str, kind: str, name: str, known: Iterable[str]) -> str:
     expected = f"one of {', '.join(sorted(known)) or 'none'}"
-    return str(Problem(Code.UNKNOWN_REFERENCE, "", f"no such {kind}", name, expected))
+    return str(Problem(Code.UNKNOWN_REFERENCE, path, f"no such {kind}", name, expected))
 
 
 def _cohorts(view: View, tree: QuotaTree) -> list[Chain]:
@@ -172,7 +181,8 @@ def _cohorts(view: View, tree: QuotaTree) -> list[Chain]:
             reason = "ParentNotFound" if problem.code is Code.UNKNOWN_REFERENCE else "CohortCycle"
             ready = Condition("Ready", False, reason, str(problem), event=True, warning=True)
         else:
-            ready = Condition("Ready", True, "Ready")
+            strange = _strange_pool(cohort.spec.quota, view.all_of(GpuPool))
+            ready = strange or Condition("Ready", True, "Ready")
         chains += _report(view, obj, {}, ready)
     return chains
 
@@ -209,7 +219,7 @@ def _classes(view: View) -> list[Chain]:
         if isinstance(cls, VmtError):
             ready = _invalid(cls)
         elif cls.spec.pool not in pools:
-            message = _unknown("GpuPool", cls.spec.pool, pools)
+            message = _unknown("spec.pool", "GpuPool", cls.spec.pool, pools)
             ready = Condition("Ready", False, "PoolNotFound", message, event=True, warning=True)
         else:
             ready = Condition("Ready", True, "Ready")
