@@ -144,6 +144,9 @@ def test_of_very_many_ends_the_first_are_looked_at_one_by_one(monkeypatch: pytes
     assert start(rules, live, ask("x", "a", 8)) == (17.0, None), "now is the first of nine moments"
     monkeypatch.setattr(start_module, "MOST_RUNS", 9)
     assert start(rules, live, ask("x", "a", 8)) == (17.0, 17.0)
+    monkeypatch.setattr(start_module, "ENOUGH", 0)
+    assert start(rules, live, ask("x", "a", 7)) == (16.0, 16.0), "eight moments are always looked at"
+    assert start(rules, live, ask("x", "a", 8)) == (17.0, None)
     late = [window(f"w{i}", 8, NOW + 20.0 + 10 * i, NOW + 30.0 + 10 * i) for i in range(3)]
     assert start(rules, live, ask("x", "a", 8), reserved=late) == (50.0, None)
     monkeypatch.setattr(start_module, "MOST_RUNS_ALONE", 2)

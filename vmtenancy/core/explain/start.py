@@ -20,8 +20,9 @@ from vmtenancy.core.explain.question import Outcome, Question, first
 from vmtenancy.core.explain.shortage import utc
 from vmtenancy.core.requests import Admit, Demand, Wait
 
-#: Most runs of the engine that look for the latest moment, and that look past windows for the earliest one.
-MOST_RUNS = 32
+#: Most runs of the engine that look for the latest moment: fewer where each has much to decide.
+MOST_RUNS, LEAST_RUNS, ENOUGH = 64, 8, 20_000
+#: Most runs that look past windows for the earliest one.
 MOST_RUNS_ALONE = 16
 
 
@@ -55,6 +56,7 @@ def start_of(question: Question, outcome: Outcome, now: float) -> Start | None:
     """Between which moments the demand starts, of which `outcome` was decided now; None: nobody knows.
 
     Asks at most 1 + log2 of the moments at which something ends or begins, and `MOST_RUNS` + `MOST_RUNS_ALONE` times.
+    Of `MOST_RUNS` only as many, but `LEAST_RUNS`, as look at `ENOUGH` holds and demands in all.
     """
     stopped = frozenset(v for d in outcome.decisions if isinstance(d, Wait) for v in d.victims)
     earliest = _Alone(question, now, stopped).earliest()
@@ -97,13 +99,14 @@ class _Alone:
 
 def _latest(question: Question, now: float) -> float | None:
     world = _World(question, question.demands, now, frozenset(), question.reserved)
-    runs = 0
+    size = 1 + len(question.holds) + len(question.demands)
+    runs, most = 0, min(MOST_RUNS, max(LEAST_RUNS, ENOUGH // size))
     moment: float | None = now
     while moment is not None:
         world.go_to(moment)
         changed = True
         while changed:
-            if runs == MOST_RUNS:
+            if runs == most:
                 return None
             runs += 1
             outcome = world.ask()
