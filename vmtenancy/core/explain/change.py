@@ -45,8 +45,13 @@ class Raised:
     def __str__(self) -> str:
         if not self.nominated:
             return f"would be admitted now with priority {self.priority}"
-        victims = f"{', '.join(self.victims)}, stopped for it," if self.victims else "others"
-        return f"would have a place with priority {self.priority}, once {victims} have ended"
+        stopped = (
+            f"{', '.join(self.victims)} {'has' if len(self.victims) == 1 else 'have'} been stopped for it"
+        )
+        return (
+            f"would have a place with priority {self.priority}, "
+            f"once {stopped if self.victims else 'others have ended'}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
