@@ -98,9 +98,10 @@ def test_the_least_priority_that_would_be_nominated_and_whom_it_would_stop() -> 
     live = running(fleet(*ONE), rules, ask("low", "a", 4, priority=1), ask("high", "a", 4, priority=5))
     told = why(fleet(*ONE), rules, live, [ask("x", "a", 2)], "x")
     assert told.priority == Raised(2, nominated=True, victims=("low",))
-    assert str(told.priority) == ("would have a place with priority 2, once low, stopped for it, have ended")
+    assert str(told.priority) == ("would have a place with priority 2, once low has been stopped for it")
     more = why(fleet(*ONE), rules, live, [ask("x", "a", 5)], "x")
     assert more.priority == Raised(6, nominated=True, victims=("low", "high"))
+    assert str(more.priority).endswith("once low, high have been stopped for it")
     now = why(fleet(*ONE), rules, live, [ask("x", "a", 2, priority=2)], "x")
     assert (now.wait.reason, now.wait.victims, now.priority) == (Reason.NOMINATED, ("low",), None)
 
