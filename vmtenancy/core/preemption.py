@@ -149,6 +149,7 @@ class Preemption:
         for admit in self._staying.values():
             together[admit.demand.group or f"/{admit.demand.key}"].append(admit)
         for grants in together.values():
+            grants.sort(key=lambda grant: grant.demand.key)
             foreign = grants[0].demand.tenant != tenant
             may_borrow = borrowing is not None and all(
                 borrowing.allows(priority, grant.demand.priority) for grant in grants
