@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from vmtenancy.api.gpuclass import PARTS_PER_GPU
 from vmtenancy.core.quota.tree import QuotaTree
@@ -50,31 +51,34 @@ def pool_sums(by_tenant: Mapping[tuple[str, str], int]) -> dict[str, int]:
     return dict(total)
 
 
-def fair_shares(tree: QuotaTree, by_tenant: Mapping[tuple[str, str], int]) -> dict[str, float]:
-    """The dominant share by its weight of each tenant that is charged something, on a tree with nothing charged."""
+@contextmanager
+def charged(tree: QuotaTree, by_tenant: Mapping[tuple[str, str], int]) -> Iterator[None]:
+    """A tree on which nothing was charged, with all of it inside."""
     with tree.what_if():
         for (tenant, pool), parts in by_tenant.items():
             tree.charge(tenant, pool, parts, tenant)
-        return {tenant: tree.share(tenant) for tenant, _ in by_tenant}
+        yield
+
+
+def fair_shares(tree: QuotaTree, by_tenant: Mapping[tuple[str, str], int]) -> dict[str, float]:
+    """The dominant share by its weight of each tenant that is charged something, on the tree that is `charged`."""
+    return {tenant: tree.share(tenant) for tenant, _ in by_tenant}
 
 
 def over_use(
     tree: QuotaTree, by_tenant: Mapping[tuple[str, str], int]
 ) -> dict[str, list[tuple[str, int, str]]]:
-    """By tenant (pool, parts, `cohort research`) that it has borrowed and that are not there to be borrowed any more,
-    since quota was lowered, or something ran before it was known; on a tree with nothing charged.
+    """By tenant (pool, parts, `cohort research`): what it has borrowed and may not borrow any more, since quota was
+    lowered, or something ran before it was known; on the tree that is `charged`.
     """
     found: dict[str, list[tuple[str, int, str]]] = defaultdict(list)
-    with tree.what_if():
-        for (tenant, pool), parts in by_tenant.items():
-            tree.charge(tenant, pool, parts, tenant)
-        for (tenant, pool), parts in sorted(by_tenant.items()):
-            if not tree.is_open(tenant, pool):
-                continue
-            debt, binding = tree.debt(tenant, pool)
-            over = min(debt, parts - tree.nominal(tenant, pool))
-            if over > 0:
-                found[tenant].append((pool, over, binding))
+    for (tenant, pool), parts in sorted(by_tenant.items()):
+        borrowed = parts - tree.nominal(tenant, pool)
+        if borrowed <= 0 or not tree.is_open(tenant, pool):
+            continue
+        debt, binding = tree.debt(tenant, pool)
+        if debt:
+            found[tenant].append((pool, min(debt, borrowed), binding))
     return found
 
 

@@ -13,7 +13,15 @@ from vmtenancy.core.explain.shortage import counted
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.errors import Code, Problem, VmtError
-from vmtenancy.reconcile.charges import charges, fair_shares, gpus_text, over_use, pool_sums, share_text
+from vmtenancy.reconcile.charges import (
+    charged,
+    charges,
+    fair_shares,
+    gpus_text,
+    over_use,
+    pool_sums,
+    share_text,
+)
 from vmtenancy.reconcile.status import Condition, status_steps
 from vmtenancy.reconcile.steps import NEVER, Apply, Chain, Object, Replace
 from vmtenancy.reconcile.view import View, by_name
@@ -93,7 +101,8 @@ def _in_use(view: View, namespace: str) -> bool:
 
 def _tenants(view: View, tree: QuotaTree, owners: dict[str, str]) -> list[Chain]:
     usage = charges(view)
-    shares, over = fair_shares(tree, usage), over_use(tree, usage)
+    with charged(tree, usage):
+        shares, over = fair_shares(tree, usage), over_use(tree, usage)
     chains: list[Chain] = []
     for obj in by_name(view.world.of("Tenant")):
         tenant = view.parsed(obj, Tenant)
