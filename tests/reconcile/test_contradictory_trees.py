@@ -210,3 +210,16 @@ def test_the_part_concerned_alone_degrades_and_says_so(lab: Lab, name: str) -> N
     lab.settle()
     assert all(ready(lab, kind, of)[0] == "Ready" for kind, of in case.told)
     assert lab.status("GpuVM", "vision", "a")["phase"] == "Running"
+
+
+def test_where_nobody_has_quota_every_request_waits_and_says_why() -> None:
+    lab = small_lab()
+    lab.apply(
+        *(tenant(name, 0, quota=[]) for name in ("vision", "llm")), gpu_vm("a"), gpu_vm("b", namespace="llm")
+    )
+    lab.settle()
+    for namespace, name in (("vision", "a"), ("llm", "b")):
+        assert lab.reason("GpuVM", namespace, name, of="Admitted") == "NoQuota"
+    lab.apply(tenant("vision", 3, 1))
+    lab.settle()
+    assert lab.status("GpuVM", "vision", "a")["phase"] == "Running"

@@ -201,7 +201,7 @@ class QuotaTree:
         division of integers.
         """
         path = self._paths[self._tenant[tenant]] if tenant in self._tenant else ()
-        if level + 1 >= len(path):
+        if level + 1 >= len(path) or not self.pools:
             return 0.0
         rise = {self._pool[pool]: parts for pool, parts in more.items() if pool in self._pool}
         for node in path[:level]:
