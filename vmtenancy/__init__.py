@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from vmtenancy.api.gpuclass import PARTS_PER_GPU as PARTS_PER_GPU
     from vmtenancy.core.admission import decide as decide
     from vmtenancy.core.explain.change import Explanation as Explanation
+    from vmtenancy.core.explain.change import Raised as Raised
     from vmtenancy.core.explain.change import explain as explain
+    from vmtenancy.core.explain.start import Start as Start
     from vmtenancy.core.fleet.arrays import Fleet as Fleet
     from vmtenancy.core.fleet.model import DeviceFacts as DeviceFacts
     from vmtenancy.core.fleet.model import Mode as Mode
@@ -56,7 +58,8 @@ _HOME = {
         ("EvictionCost", "Ordering", "Policies", "VictimPolicy", "Way", "WorkLost"), "vmtenancy.core.policies"
     ),
     **dict.fromkeys(("BorrowWithinCohort", "PreemptionPolicy", "Preempts"), "vmtenancy.core.quota.policy"),
-    **dict.fromkeys(("Explanation", "explain"), "vmtenancy.core.explain.change"),
+    **dict.fromkeys(("Explanation", "Raised", "explain"), "vmtenancy.core.explain.change"),
+    "Start": "vmtenancy.core.explain.start",
     "Fleet": "vmtenancy.core.fleet.arrays",
     **dict.fromkeys(
         ("DeviceFacts", "Mode", "NodeFacts", "Offering", "Placement", "Pool", "Runtime"),

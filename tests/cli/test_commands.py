@@ -89,9 +89,36 @@ def test_explain_what_waits(run: Run) -> None:
     first, *details = result.stdout.splitlines()
     assert first.startswith("GpuVM vision/sweep waits: QuotaExceeded: VMT-Q001: pool h100: needs 4 GPUs")
     assert "GpuVM vision/trainer 2" in first, "the holders are named"
-    assert "  number 1 in the queue for its pools" in details
+    assert "  number 1 in the queue for pool h100" in details
     assert "  would be admitted now with 2 x h100-80gb" in details
     assert any(line.startswith("  Admitted=False QuotaExceeded") for line in details)
+
+
+def test_explain_for_programs(run: Run) -> None:
+    told = json.loads(run("explain", "gpuvm/sweep", "-n", "vision", "-o", "json").stdout)
+    assert (told["kind"], told["namespace"], told["name"]) == ("GpuVM", "vision", "sweep")
+    assert (told["state"], told["reason"], told["code"]) == ("Waits", "QuotaExceeded", "VMT-Q001")
+    assert told["queue"] == [{"pool": "h100", "position": 1}]
+    short = told["shortage"]
+    assert (short["requested"], short["free"], short["total"], short["boundBy"]) == (
+        "4",
+        "2.75",
+        "5",
+        "tenant vision",
+    )
+    assert {"holder": "GpuVM vision/trainer", "gpus": "2"} in short["holders"]
+    assert told["start"] is None, "nothing has a lease"
+    assert told["changes"] == {
+        "fewer": [{"class": "h100-80gb", "count": 2}],
+        "otherClass": [{"class": "h100-vgpu-20c", "count": 4}],
+        "leaseUntil": None,
+        "priority": None,
+    }
+    assert told["conditions"][0]["type"] == "Admitted"
+    assert yaml.safe_load(run("explain", "gpuvm/sweep", "-n", "vision", "-o", "yaml").stdout) == told
+    held = json.loads(run("explain", "gpuvm/trainer", "-n", "vision", "-o", "json").stdout)
+    assert held["state"] == "Holds"
+    assert "start" not in held
 
 
 def test_explain_who_holds(run: Run) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from described import BY_NAME, GPU, fleet, node, node_lists
-from hypothesis import given
+from hypothesis import given, settings
 from test_admission import HOLD, MIXED, build, queues, quotas, trees, vm
 
 from vmtenancy.core.admission import decide
@@ -53,7 +53,9 @@ def test_the_smallest_change_is_found() -> None:
     assert explanation is not None
     assert explanation.smaller == (("whole", 3),)
     assert str(explanation) == (
-        "pool h100: needs 6 GPUs, 3 free of 8 in cohort team; held by first 5. Would be admitted now: 3 x whole"
+        "pool h100: needs 6 GPUs, 3 free of 8 in cohort team; held by first 5; "
+        "starts once others make room, nobody knows when; would be admitted now with 3 x whole; "
+        "would be admitted now with 6 x half; would be admitted now with priority 1"
     )
 
 
@@ -69,6 +71,7 @@ def test_no_smaller_count_helps() -> None:
     explanation = explain(fleet(*MIXED), quotas(a=0), [], [vm("x", "a", 3)], "x")
     assert explanation is not None
     assert explanation.smaller is None
+    assert explanation.changes == ()
     assert str(explanation) == explanation.wait.message
 
 
@@ -78,6 +81,7 @@ def test_what_is_admitted_needs_no_explanation_and_what_is_not_asked_has_none() 
         explain(fleet(*MIXED), quotas(a=1), [], [vm("x", "a")], "y")
 
 
+@settings(max_examples=40)
 @given(nodes=node_lists(), tenants=trees(), queue=queues())
 def test_the_change_is_admitted_and_nothing_larger_is(
     nodes: list[NodeFacts], tenants: list[TenantQuota], queue: list[Demand]

@@ -106,3 +106,14 @@ def test_no_group_is_ever_split(drawn: list[tuple[str, int, int, str]], within: 
     assert all(len(outcomes) == 1 for outcomes in by_group.values())
     again = decide(fleet(*nodes), rules, admitted(decisions), [])
     assert again == []
+
+
+def test_a_group_that_is_stopped_is_named_in_one_order() -> None:
+    """Else the message of who waits for it changes with the order of what was read, and is written again and again."""
+    rules = tree(within=LOWER, a=8)
+    live = running(fleet(*TWO), rules, *(ask(name, "a", 4, group="g") for name in "xy"))
+    high = ask("high", "a", 2, priority=1)
+    for order in (live, live[::-1]):
+        (wait,) = decide(fleet(*TWO), rules, order, [high])
+        assert isinstance(wait, Wait)
+        assert wait.victims == ("x", "y")

@@ -142,6 +142,21 @@ def test_victims_free_the_devices_of_one_node_as_well() -> None:
     assert wait.victims == (), "nobody is stopped for what could not be placed"
 
 
+def test_of_one_node_more_may_go_if_the_smallest_goes_first() -> None:
+    """Each victim's tenant holds more than its share when it goes: with the largest first the rest would be safe."""
+    on = fleet(node("n1", Mode.PASSTHROUGH, 3), node("n2", Mode.PASSTHROUGH, 2))
+    rules = tree(reclaim=ANY, a=3, b=2)
+    n1, n2 = frozenset({"n1"}), frozenset({"n2"})
+    live = running(
+        on,
+        rules,
+        ask("b0", "b", 1, allowed_nodes=n2),
+        ask("b1", "b", 1, created=1, allowed_nodes=n1),
+        ask("b2", "b", 2, created=2, allowed_nodes=n1),
+    )
+    assert set(only(decide(on, rules, live, [ask("a3", "a", 3)])).victims) == {"b1", "b2"}
+
+
 def test_a_guarantee_and_what_draws_on_it_is_never_taken() -> None:
     nodes = (node("c", Mode.CONTAINER, 4),)
     rules = tree(within=LOWER, reclaim=ANY, a=4, b=4)

@@ -39,8 +39,9 @@ def test_the_example_places_without_a_cluster() -> None:
     assert python("-c", check).splitlines() == [
         "GpuVM trainer -> node-vm-passthrough 0000:00:00.0 0000:01:00.0",
         "Pod notebook -> node-container 0000:00:00.0",
-        "pool h100: needs 2 GPUs, 1 free of 4; held by GpuVM trainer 2, Pod notebook 1. "
-        "Would be admitted now: 1 x h100-80gb",
+        "pool h100: needs 2 GPUs, 1 free of 4; held by GpuVM trainer 2, Pod notebook 1; "
+        "starts once others make room, nobody knows when; would be admitted now with 1 x h100-80gb; "
+        "would be admitted now with priority 1",
         "[]",
     ]
 

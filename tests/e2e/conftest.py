@@ -58,7 +58,10 @@ def stage(virtualization: Cluster) -> Iterator[ClusterStage]:
     with ClusterStage(virtualization.kubeconfig, "real") as stage:
         yield stage
         # What a failed test left must not disturb the next one; the controller still runs.
-        for kinds in (("GpuVM", "VirtualCluster"), ("Tenant", "Cohort", "GpuClass", "GpuPool")):
+        for kinds in (
+            ("GpuVM", "VirtualCluster", "GpuReservation"),
+            ("Tenant", "Cohort", "GpuClass", "GpuPool"),
+        ):
             for ref in [ref_of(obj) for kind in kinds for obj in stage.world().of(kind)]:
                 stage.delete(ref)
             stage.wait(

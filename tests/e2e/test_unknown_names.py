@@ -1,4 +1,4 @@
-"""What only a look-up can tell is shown at once: one condition, one event, and then quiet."""
+"""What only a look-up can tell is shown at once, with code and field: one condition, one event, and then quiet."""
 
 from __future__ import annotations
 
@@ -35,6 +35,24 @@ def gpu_vm(name: str, gpu_class: str, template: str = "default") -> Object:
     }
 
 
+def contradictory() -> list[Object]:
+    """What no schema can refuse: cohorts in a circle, a pool that is not there, reservations that overlap."""
+
+    def of(kind: str, name: str, spec: Object, namespace: str = "") -> Object:
+        meta = {"name": name} | ({"namespace": namespace} if namespace else {})
+        return {"apiVersion": API, "kind": kind, "metadata": meta, "spec": spec}
+
+    quota = [{"pool": "h100", "nominal": 1}, {"pool": "no-such-pool", "nominal": 1}]
+    window = {"start": "2097-03-02T08:00:00Z", "end": "2097-03-02T18:00:00Z"}
+    return [
+        of("Cohort", "left", {"parent": "right"}),
+        of("Cohort", "right", {"parent": "left"}),
+        of("Tenant", "strange", {"namespaces": ["strange"], "quota": quota}),
+        of("GpuReservation", "first", {"class": "h100-80gb", "count": 3, **window}, "vision"),
+        of("GpuReservation", "second", {"class": "h100-80gb", "count": 3, **window}, "vision"),
+    ]
+
+
 def test_unknown_names_are_told_once(
     virtualization: Cluster,
     controller: ControllerProcess,
@@ -52,11 +70,17 @@ def test_unknown_names_are_told_once(
             "spec": {"pool": "no-such-pool", "delivery": {"passthrough": {"resource": "nvidia.com/X"}}},
         }
     )
+    for obj in contradictory():
+        stage.apply(obj)
     stage.apply(gpu_vm("no-class", "h200"))
     stage.apply(gpu_vm("no-template", "h100-80gb", "no-such-template"))
 
     expected = {
-        Ref("GpuClass", "", "stray"): ("Ready", "PoolNotFound", "no-such-pool"),
+        Ref("GpuClass", "", "stray"): ("Ready", "PoolNotFound", "VMT-A004: spec.pool: no such GpuPool"),
+        Ref("Tenant", "", "strange"): ("Ready", "PoolNotFound", "VMT-A004: spec.quota[1].pool"),
+        Ref("Cohort", "", "left"): ("Ready", "CohortCycle", "VMT-Q003: spec.parent"),
+        Ref("Cohort", "", "right"): ("Ready", "CohortCycle", "(found right → left → right)"),
+        Ref("GpuReservation", "vision", "second"): ("Admitted", "ReservationConflict", "VMT-T002: spec"),
         Ref("GpuVM", "vision", "no-class"): ("Admitted", "UnknownClass", "h200"),
         Ref("GpuVM", "vision", "no-template"): ("Admitted", "CannotRender", "no-such-template"),
     }

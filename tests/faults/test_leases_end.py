@@ -6,10 +6,11 @@ virt-controller and vCluster's control plane are played; the clock is real, so t
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from api_scenarios import inside
@@ -59,12 +60,21 @@ def granted(world: World) -> set[str]:
     return {grant.owner_name for grant in View(world, 0.0).live}
 
 
-def renew(control_plane: ControlPlane, target: str, namespace: str) -> str:
-    result = CliRunner().invoke(
-        app, ["renew", target, "-n", namespace, "--kubeconfig", str(control_plane.kubeconfig)]
-    )
+def vmtenancy(control_plane: ControlPlane, *arguments: str) -> str:
+    """What the command line prints."""
+    result = CliRunner().invoke(app, [*arguments, "--kubeconfig", str(control_plane.kubeconfig)])
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+def renew(control_plane: ControlPlane, target: str, namespace: str) -> str:
+    return vmtenancy(control_plane, "renew", target, "-n", namespace)
+
+
+async def explained(control_plane: ControlPlane, name: str) -> dict[str, Any]:
+    command = ("explain", f"gpuvm/{name}", "-n", "vision", "-o", "json")
+    found: dict[str, Any] = json.loads(await asyncio.to_thread(vmtenancy, control_plane, *command))
+    return found
 
 
 async def events(made: Arena, about: Ref) -> list[tuple[str, str]]:
@@ -79,13 +89,16 @@ async def test_machine_and_virtual_cluster_end_on_time_and_start_again_when_rene
 ) -> None:
     await running.create(gpu_vm("a", 2, lease=LEASE), virtual_cluster(guaranteed=1, most=2, lease=LEASE))
     await running.rest()
-    await running.create(inside("p"))
+    await running.create(inside("p"), gpu_vm("late", 3))
     world = await running.rest()
     assert {"a", "lab", "p"} <= {name.removesuffix("-x-default-x-lab") for name in granted(world)}
     ends = {ref: seconds((world.find(ref) or {})["status"]["lease"]["expiresAt"]) for ref in (VM, CLUSTER)}
+    told = await explained(control_plane, "late")
+    assert (told["reason"], told["queue"]) == ("QuotaExceeded", [{"pool": "h100", "position": 1}])
+    assert told["start"] == {"earliest": timestamp(ends[VM]), "latest": timestamp(ends[VM])}
 
     def both_are_over(world: World) -> bool:
-        return reason(world, VM) == reason(world, CLUSTER) == "LeaseExpired" and not granted(world)
+        return reason(world, VM) == reason(world, CLUSTER) == "LeaseExpired" and granted(world) == {"late"}
 
     world = await until(running, both_are_over)
     for ref, end in ends.items():
@@ -103,6 +116,9 @@ async def test_machine_and_virtual_cluster_end_on_time_and_start_again_when_rene
         and View(world, 0.0).gpus(pod)
     ]
 
+    assert (await explained(control_plane, "a"))["reason"] == "LeaseExpired"
+    assert (await explained(control_plane, "late"))["state"] == "Holds", "it started when it was said to"
+    await running.delete(LATE)
     told = await asyncio.to_thread(renew, control_plane, "gpuvm/a", "vision")
     assert told.startswith("the lease of GpuVM vision/a counts from 20")
     assert told.endswith(f"Z; it was to end at {timestamp(ends[VM])}\n")
@@ -116,7 +132,9 @@ async def test_machine_and_virtual_cluster_end_on_time_and_start_again_when_rene
     assert running.history.violations() == []
 
 
-async def test_a_reservation_is_kept_clear_begins_and_ends_on_time(running: Arena) -> None:
+async def test_a_reservation_is_kept_clear_begins_and_ends_on_time(
+    control_plane: ControlPlane, running: Arena
+) -> None:
     start = int(time.time()) + 30
     await running.create(
         reservation("r", 2, start, start + 15), gpu_vm("a", reservation="r"), gpu_vm("late", 3)
@@ -127,8 +145,14 @@ async def test_a_reservation_is_kept_clear_begins_and_ends_on_time(running: Aren
         "ReservationPending",
         "Reserved",
     ]
+    told = await explained(control_plane, "late")
+    assert (told["reason"], told["changes"]["leaseUntil"]) == ("Reserved", timestamp(start))
+    over = timestamp(start + 30)
+    assert told["start"] == {"earliest": over, "latest": over}
     world = await until(running, lambda world: {"r", "a"} <= granted(world))
     assert reason(world, WINDOW) == "Admitted"
+    told = await explained(control_plane, "late")
+    assert (told["reason"], told["start"]) == ("QuotaExceeded", {"earliest": over, "latest": over})
     assert reason(world, LATE) == "QuotaExceeded"
     world = await until(running, lambda world: granted(world) == {"late"})
     assert [reason(world, ref) for ref in (WINDOW, VM)] == ["Ended", "ReservationEnded"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from lab import Lab, gpu_vm, manifest, tenant
 
+from vmtenancy.reconcile.status import condition
+
 
 def test_the_share_of_a_tenant_is_in_its_status(lab: Lab) -> None:
     lab.apply(gpu_vm("a", 4))
@@ -61,3 +63,48 @@ def test_a_machine_that_is_not_preemptible_stays_and_stays_so(lab: Lab) -> None:
     lab.rest()
     assert lab.grant("GpuVM", "vision", "soft") is None, "as it was when its GPUs were granted"
     assert lab.grant("GpuVM", "vision", "firm") is not None
+
+
+def over(lab: Lab, name: str) -> tuple[str, str]:
+    found = condition(lab.get("Tenant", "", name), "OverQuota")
+    assert found is not None
+    return found["reason"], found["message"]
+
+
+def test_quota_that_is_lowered_stops_nothing_is_marked_and_taken_back_by_policy(lab: Lab) -> None:
+    lab.apply(tenant("vision", 3, None), tenant("llm", 3, None, preemption={"reclaimWithinCohort": "Any"}))
+    lab.settle()
+    lab.apply(gpu_vm("a", 2), gpu_vm("b", 2))
+    lab.settle()
+    assert over(lab, "vision") == ("WithinQuota", ""), "what is borrowed may be borrowed"
+    lab.quota_just_decided = False
+    lab.edit("Tenant", "", "vision", quota=[{"pool": "h100", "nominal": 1, "borrowingLimit": 1}])
+    lab.settle()
+    assert lab.grant("GpuVM", "vision", "a") is not None
+    assert lab.grant("GpuVM", "vision", "b") is not None
+    assert over(lab, "vision") == (
+        "QuotaLowered",
+        "pool h100: 2 GPUs more than tenant vision allows; nothing is stopped for it alone, others take back "
+        "what is theirs",
+    )
+    assert lab.status("Tenant", "", "vision")["usage"][0]["borrowed"] == "3"
+    assert "QuotaLowered" in lab.events("Tenant", "", "vision")
+    lab.apply(gpu_vm("theirs", 2, namespace="llm"))
+    lab.settle()
+    assert lab.grant("GpuVM", "llm", "theirs") is not None
+    left = [name for name in "ab" if lab.grant("GpuVM", "vision", name) is not None]
+    assert len(left) == 1, "one is enough"
+    assert over(lab, "vision") == ("WithinQuota", "")
+
+
+def test_who_holds_what_is_its_own_is_not_marked_when_its_cohort_has_too_little(lab: Lab) -> None:
+    lab.apply(tenant("vision", 3, None), tenant("llm", 3, None))
+    lab.settle()
+    lab.apply(gpu_vm("mine", 1, namespace="llm"), gpu_vm("a", 3))
+    lab.settle()
+    lab.quota_just_decided = False
+    lab.edit("Tenant", "", "vision", quota=[{"pool": "h100", "nominal": 0}])
+    lab.edit("Tenant", "", "llm", quota=[{"pool": "h100", "nominal": 2}])
+    lab.settle()
+    assert over(lab, "llm")[0] == "WithinQuota"
+    assert over(lab, "vision")[1].startswith("pool h100: 2 GPUs more than cohort research allows")

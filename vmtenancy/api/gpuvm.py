@@ -28,7 +28,8 @@ from vmtenancy.api.lease import Lease, LeaseStatus
 from vmtenancy.api.overlay import Overlay, OwnedPath
 from vmtenancy.api.quantity import Quantity
 
-Priority = Annotated[int, Field(ge=-1000, le=1000)]
+HIGHEST_PRIORITY: Final = 1000
+Priority = Annotated[int, Field(ge=-1000, le=HIGHEST_PRIORITY)]
 _Url = Annotated[str, Text(r"^https?://[^\s/]+(/\S*)?$", 2048, "an http or https URL")]
 _Image = Annotated[
     str, Text(r"^[A-Za-z0-9][-A-Za-z0-9._/:@]*$", 512, "an image, for example registry.example/os:24.04")

@@ -12,6 +12,7 @@ from vmtenancy.core.calendar import Calendar, Reserved
 from vmtenancy.core.choice import Choice
 from vmtenancy.core.explain import refusal
 from vmtenancy.core.explain.refusal import Reason, Refusal
+from vmtenancy.core.explain.shortage import utc
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.options import Units, has_options, instead
 from vmtenancy.core.policies import DEFAULT, Policies
@@ -106,7 +107,7 @@ def decide(
             ):
                 stops_from, to_stop = then
                 keys = [victim.demand.key for victim in to_stop.victims]
-                more = f"; from {refusal.instant(stops_from)} on {', '.join(keys)} may be stopped for it"
+                more = f"; from {utc(stops_from)} on {', '.join(keys)} may be stopped for it"
                 problem = replace(problem, message=problem.message + more)
             for demand in together:
                 ahead.update(why.pools)

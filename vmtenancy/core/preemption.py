@@ -265,7 +265,11 @@ class Preemption:
         for _, here in sorted(by_node.items(), key=lambda item: (len(item[1]), item[0]))[:_MOST_NODES]:
             on_node = {id(candidate) for candidate in here}
             elsewhere = [candidate for candidate in candidates if id(candidate) not in on_node]
-            found.append(self._fewest(demands, [*here, *elsewhere]))
+            # The smallest first: of who has borrowed all may go as long as it still holds more than its share.
+            smallest = sorted(here, key=lambda candidate: (not candidate.foreign, candidate.size))
+            found.append(
+                self._fewest(demands, [*here, *elsewhere]) or self._fewest(demands, [*smallest, *elsewhere])
+            )
         return [nomination for nomination in found if nomination is not None]
 
     def _candidates(self, demands: Sequence[Demand], need: frozenset[str], by: float) -> Iterator[Candidate]:
@@ -277,6 +281,7 @@ class Preemption:
         for admit in self._staying.values():
             together[admit.demand.group or f"/{admit.demand.key}"].append(admit)
         for grants in together.values():
+            grants.sort(key=lambda grant: grant.demand.key)
             ways = frozenset.intersection(*(self._ways(demands, grant.demand, need) for grant in grants))
             candidate = Candidate(tuple(grants), grants[0].demand.tenant != tenant, ways, need)
             until = candidate.safe_until()

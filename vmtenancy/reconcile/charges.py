@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from vmtenancy.api.gpuclass import PARTS_PER_GPU
 from vmtenancy.core.quota.resources import Resource
 from vmtenancy.core.quota.tree import QuotaTree
+from vmtenancy.reconcile import volumes
 from vmtenancy.reconcile.supply import limits
 from vmtenancy.reconcile.view import Allocation, View
-from vmtenancy.reconcile.volumes import charged
 from vmtenancy.reconcile.world import uid_of
 
 
@@ -46,7 +47,7 @@ def _resources(view: View) -> dict[tuple[str, str], int]:
         for resource, taken in ((Resource.CPU, grant.cpu), (Resource.MEMORY, grant.memory)):
             if taken and resource in limited.get(grant.tenant, ()):
                 total[(grant.tenant, resource)] += taken
-    for there in charged(view, frozenset()):
+    for there in volumes.charged(view, frozenset()):
         total[(there.demand.tenant, Resource.STORAGE)] += there.demand.storage
     return total
 
@@ -68,12 +69,35 @@ def pool_sums(by_tenant: Mapping[tuple[str, str], int]) -> dict[str, int]:
     return dict(total)
 
 
-def fair_shares(tree: QuotaTree, by_tenant: Mapping[tuple[str, str], int]) -> dict[str, float]:
-    """The dominant share by its weight of each tenant that is charged something, on a tree with nothing charged."""
+@contextmanager
+def with_charges(tree: QuotaTree, by_tenant: Mapping[tuple[str, str], int]) -> Iterator[None]:
+    """A tree on which nothing was charged, with all of it inside."""
     with tree.what_if():
         for (tenant, pool), parts in by_tenant.items():
             tree.charge(tenant, pool, parts, tenant)
-        return {tenant: tree.share(tenant) for tenant, _ in by_tenant}
+        yield
+
+
+def fair_shares(tree: QuotaTree, by_tenant: Mapping[tuple[str, str], int]) -> dict[str, float]:
+    """The dominant share by its weight of each tenant that is charged something, on the tree `with_charges`."""
+    return {tenant: tree.share(tenant) for tenant, _ in by_tenant}
+
+
+def over_use(
+    tree: QuotaTree, by_tenant: Mapping[tuple[str, str], int]
+) -> dict[str, list[tuple[str, int, str]]]:
+    """By tenant (pool, parts, `cohort research`): what it has borrowed and may not borrow any more, since quota was
+    lowered, or something ran before it was known; on the tree `with_charges`.
+    """
+    found: dict[str, list[tuple[str, int, str]]] = defaultdict(list)
+    for (tenant, pool), parts in sorted(by_tenant.items()):
+        borrowed = parts - tree.nominal(tenant, pool)
+        if borrowed <= 0 or not tree.is_open(tenant, pool):
+            continue
+        debt, binding = tree.debt(tenant, pool)
+        if debt:
+            found[tenant].append((pool, min(debt, borrowed), binding))
+    return found
 
 
 def share_text(share: float) -> str:

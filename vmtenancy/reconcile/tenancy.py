@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from vmtenancy.api.cohort import Cohort
+from vmtenancy.api.cohort import Cohort, PoolQuota
 from vmtenancy.api.gpuclass import PARTS_PER_GPU, GpuClass
 from vmtenancy.api.gpupool import GpuPool
 from vmtenancy.api.names import PROBE_PREFIX, SYSTEM_NAMESPACE, TENANT_LABEL, VIRTUAL_CLUSTER_LABEL
 from vmtenancy.api.tenant import Tenant
+from vmtenancy.core.explain.shortage import counted, named
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.errors import Code, Problem, VmtError
-from vmtenancy.reconcile.charges import charges, fair_shares, gpus_text, pool_sums, share_text
+from vmtenancy.reconcile.charges import (
+    charges,
+    fair_shares,
+    gpus_text,
+    over_use,
+    pool_sums,
+    share_text,
+    with_charges,
+)
 from vmtenancy.reconcile.status import Condition, status_steps
 from vmtenancy.reconcile.steps import NEVER, Apply, Chain, Object, Replace
 from vmtenancy.reconcile.view import View, by_name
@@ -92,7 +101,8 @@ def _in_use(view: View, namespace: str) -> bool:
 
 def _tenants(view: View, tree: QuotaTree, owners: dict[str, str]) -> list[Chain]:
     usage = charges(view)
-    shares = fair_shares(tree, usage)
+    with with_charges(tree, usage):
+        shares, over = fair_shares(tree, usage), over_use(tree, usage)
     chains: list[Chain] = []
     for obj in by_name(view.world.of("Tenant")):
         tenant = view.parsed(obj, Tenant)
@@ -114,9 +124,21 @@ def _tenants(view: View, tree: QuotaTree, owners: dict[str, str]) -> list[Chain]
             )
         share = share_text(shares.get(name, 0.0))
         ready = _tenant_ready(view, tenant, tree, owners)
+        above = _over_quota(over.get(name, ()))
         fields = {"usage": rows, "resources": _resources_used(tree, name, usage), "fairShare": share}
-        chains += _report(view, obj, fields, ready)
+        chains += _report(view, obj, fields, ready, above)
     return chains
+
+
+def _over_quota(over: Iterable[tuple[str, int, str]]) -> Condition:
+    above = [
+        f"{named(column)}: {counted(amount, column)} more than {binds} allows"
+        for column, amount, binds in over
+    ]
+    if not above:
+        return Condition("OverQuota", False, "WithinQuota")
+    message = f"{'; '.join(above)}; nothing is stopped for it alone, others take back what is theirs"
+    return Condition("OverQuota", True, "QuotaLowered", message, event=True, warning=True)
 
 
 def _resources_used(
@@ -151,21 +173,30 @@ def _tenant_ready(view: View, tenant: Tenant, tree: QuotaTree, owners: dict[str,
             return bad("NamespaceTaken", f"namespace {namespace} belongs to tenant {other}")
         if (other := view.tenant_of(namespace)) not in ("", name):
             return bad("NamespaceTaken", f"namespace {namespace} still has grants of tenant {other}")
-    for quota in tenant.spec.quota:
-        if quota.pool not in pools:
-            return bad("PoolNotFound", _unknown("GpuPool", quota.pool, pools))
-        for limit in quota.classes:
+    if strange := _strange_pool(tenant.spec.quota, pools):
+        return strange
+    for i, quota in enumerate(tenant.spec.quota):
+        for j, limit in enumerate(quota.classes):
             if limit.name not in classes or classes[limit.name].spec.pool != quota.pool:
                 here = [n for n, cls in classes.items() if cls.spec.pool == quota.pool]
-                return bad("ClassNotFound", _unknown(f"GpuClass of pool {quota.pool}", limit.name, here))
+                path, kind = f"spec.quota[{i}].classes[{j}].name", f"GpuClass of pool {quota.pool}"
+                return bad("ClassNotFound", _unknown(path, kind, limit.name, here))
     if problem := tree.tenant_problems.get(name):
         return bad(_REASONS.get(problem.code, "QuotaInvalid"), str(problem))
     return Condition("Ready", True, "Ready", f"namespaces {', '.join(tenant.spec.namespaces)}")
 
 
-def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+def _strange_pool(quota: Sequence[PoolQuota], pools: Iterable[str]) -> Condition | None:
+    for i, each in enumerate(quota):
+        if each.pool not in pools:
+            message = _unknown(f"spec.quota[{i}].pool", "GpuPool", each.pool, pools)
+            return Condition("Ready", False, "PoolNotFound", message, event=True, warning=True)
+    return None
+
+
+def _unknown(path: str, kind: str, name: str, known: Iterable[str]) -> str:
     expected = f"one of {', '.join(sorted(known)) or 'none'}"
-    return str(Problem(Code.UNKNOWN_REFERENCE, "", f"no such {kind}", name, expected))
+    return str(Problem(Code.UNKNOWN_REFERENCE, path, f"no such {kind}", name, expected))
 
 
 def _cohorts(view: View, tree: QuotaTree) -> list[Chain]:
@@ -178,7 +209,8 @@ def _cohorts(view: View, tree: QuotaTree) -> list[Chain]:
             reason = "ParentNotFound" if problem.code is Code.UNKNOWN_REFERENCE else "CohortCycle"
             ready = Condition("Ready", False, reason, str(problem), event=True, warning=True)
         else:
-            ready = Condition("Ready", True, "Ready")
+            strange = _strange_pool(cohort.spec.quota, view.all_of(GpuPool))
+            ready = strange or Condition("Ready", True, "Ready")
         chains += _report(view, obj, {}, ready)
     return chains
 
@@ -215,7 +247,7 @@ def _classes(view: View) -> list[Chain]:
         if isinstance(cls, VmtError):
             ready = _invalid(cls)
         elif cls.spec.pool not in pools:
-            message = _unknown("GpuPool", cls.spec.pool, pools)
+            message = _unknown("spec.pool", "GpuPool", cls.spec.pool, pools)
             ready = Condition("Ready", False, "PoolNotFound", message, event=True, warning=True)
         else:
             ready = Condition("Ready", True, "Ready")
@@ -227,9 +259,11 @@ def _invalid(error: VmtError) -> Condition:
     return Condition("Ready", False, "Invalid", str(error), event=True, warning=True)
 
 
-def _report(view: View, obj: Object, fields: dict[str, object], ready: Condition) -> list[Chain]:
+def _report(
+    view: View, obj: Object, fields: dict[str, object], ready: Condition, *others: Condition
+) -> list[Chain]:
     if is_deleting(obj):
         return []
     generation = int(obj["metadata"]["generation"])
-    steps = status_steps(obj, fields, [ready], generation=generation, now=view.now)
+    steps = status_steps(obj, fields, [ready, *others], generation=generation, now=view.now)
     return [Chain(f"report {ref_of(obj)}: {ready.reason}", steps)] if steps else []

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
 
-from vmtenancy.core.explain.shortage import Shortage, amount, counted, gpus, held_by, named
+from vmtenancy.core.explain.shortage import Shortage, amount, counted, gpus, held_by, named, utc
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import MODES, Offering, Runtime
 from vmtenancy.core.placement.best_fit import NoPlacement, Obstacle
@@ -237,11 +236,6 @@ def _briefly(why: Refusal) -> str:
 def reserved(then: Refusal, windows: str, start: float) -> Refusal:
     """It would be in the way of what is reserved from `start` (seconds) on, when `then` will be so."""
     missing, shortage = then.told
-    message = f"from {instant(start)} on {windows} needs it: then {missing.message}"
+    message = f"from {utc(start)} on {windows} needs it: then {missing.message}"
     problem = Problem(Code.RESERVED, "", message, expected="a lease that ends before, or less")
     return Refusal(Reason.RESERVED, lambda: (problem, shortage), then.pools)
-
-
-def instant(moment: float) -> str:
-    """A moment in seconds as people read it, in UTC."""
-    return datetime.fromtimestamp(int(moment), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

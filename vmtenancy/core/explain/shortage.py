@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from fractions import Fraction
 
 from vmtenancy.api.gpuclass import PARTS_PER_GPU
@@ -21,6 +22,11 @@ def gpus(parts: int) -> str:
         return str(value)
     whole, thousandths = divmod(int(value * 1000), 1000)
     return f"{whole}.{thousandths:03}".rstrip("0").rstrip(".")
+
+
+def utc(moment: float) -> str:
+    """Seconds since the epoch as Kubernetes writes a time."""
+    return datetime.fromtimestamp(int(moment), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def named(column: str) -> str:

@@ -195,6 +195,11 @@ class QuotaTree:
         """Whether charging `parts` now keeps every limit (I2). Nothing always fits, also in debt."""
         return parts == 0 or parts <= self.available(tenant, pool)
 
+    def debt(self, tenant: str, pool: str) -> tuple[int, str]:
+        """Parts above all limits, which only quota that was lowered leaves, and which node of `path` they are above."""
+        free, binding = self._walk(tenant, pool)
+        return max(0, -free), self._labels[binding]
+
     def policy(self, tenant: str) -> PreemptionPolicy:
         """Whom the tenant's requests may stop; nobody for a tenant that does not exist."""
         return self._policies.get(tenant, NOBODY)
