@@ -265,4 +265,6 @@ def test_the_tree_is_as_it_was() -> None:
     incoming = kueue.Workload("new", case.queues[0].name, {quota.columns[0]: 1 << 20}, 9)
     running = [kueue.Workload(w.name, w.queue, {}, w.priority) for w in case.running]
     assert kueue.victims(quota, running, incoming, kueue.Preemption(kueue.Policy.LOWER_PRIORITY)) == ()
-    assert before == {(q.name, pool): quota.usage(q.name, pool) for q in case.queues for pool in quota.columns}
+    assert before == {
+        (q.name, pool): quota.usage(q.name, pool) for q in case.queues for pool in quota.columns
+    }
