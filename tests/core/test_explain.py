@@ -81,7 +81,7 @@ def test_what_is_admitted_needs_no_explanation_and_what_is_not_asked_has_none() 
         explain(fleet(*MIXED), quotas(a=1), [], [vm("x", "a")], "y")
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(nodes=node_lists(), tenants=trees(), queue=queues())
 def test_the_change_is_admitted_and_nothing_larger_is(
     nodes: list[NodeFacts], tenants: list[TenantQuota], queue: list[Demand]

@@ -177,7 +177,7 @@ def most_runs(found: Explanation, demands: Sequence[Demand], live: Sequence[Admi
 LASTING = st.sampled_from([None, 50.0, 100.0, 150.0])
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     nodes=node_lists(),
     tenants=trees(),

@@ -158,7 +158,7 @@ def test_of_very_many_ends_the_first_are_looked_at_one_by_one(monkeypatch: pytes
 TENANTS = ("a", "b")
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     nominal=st.tuples(st.integers(0, 4), st.integers(0, 4)),
     runs=st.lists(

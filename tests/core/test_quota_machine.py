@@ -9,7 +9,7 @@ from quota_machine import QuotaMachine
 
 
 def test_what_holds_after_every_step() -> None:
-    run_state_machine_as_test(QuotaMachine, settings=settings(max_examples=40, stateful_step_count=20))
+    run_state_machine_as_test(QuotaMachine, settings=settings(max_examples=30, stateful_step_count=20))
 
 
 @pytest.mark.nightly
