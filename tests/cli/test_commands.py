@@ -106,7 +106,7 @@ def test_explain_for_programs(run: Run) -> None:
         "5",
         "tenant vision",
     )
-    assert {"holder": "GpuVM vision/trainer", "gpus": "2"} in short["holders"]
+    assert {"holder": "GpuVM vision/trainer", "holds": "2"} in short["holders"]
     assert told["start"] is None, "nothing has a lease"
     assert told["changes"] == {
         "fewer": [{"class": "h100-80gb", "count": 2}],

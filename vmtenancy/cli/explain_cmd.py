@@ -108,6 +108,7 @@ def answer_for(view: View, obj: Object) -> Answer:
 
 
 def _details(why: Explanation) -> list[str]:
+    from vmtenancy.core.explain.shortage import amount, named
 
     details = [f"number {place} in the queue for {named(column)}" for column, place in why.positions.items()]
     if short := why.wait.shortage:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from vmtenancy.core.explain.shortage import Shortage
 from vmtenancy.core.quota.holders import Holders
+from vmtenancy.core.quota.limits import limits_of, rows
 from vmtenancy.core.quota.parents import chain_of, sound_parents
 from vmtenancy.core.quota.policy import DEFAULT_FUNGIBILITY, NOBODY, Fungibility, PreemptionPolicy
 from vmtenancy.core.quota.resources import Resource
@@ -37,8 +38,6 @@ from vmtenancy.errors import Code, Problem, VmtError
 
 __all__ = ["CohortQuota", "PoolQuota", "QuotaTree", "ResourceQuota", "TenantQuota"]
 
-#: Also the most that a subtree has: sums of it, and of what is charged beside it, stay within 64 bits.
-_UNLIMITED = 1 << 60
 _NO_UNITS: Mapping[str, int] = {}
 
 
@@ -96,13 +95,12 @@ class QuotaTree:
                     tenant.cohort,
                 )
             self._paths.append((self._tenant[tenant.name], *above))
-        shape = (len(self._paths), len(self.columns))
-        self._nominal: NDArray[np.int64] = np.zeros(shape, np.int64)
-        self._borrowing: NDArray[np.int64] = np.full(shape, _UNLIMITED, np.int64)
-        self._lending: NDArray[np.int64] = np.full(shape, _UNLIMITED, np.int64)
-        self._usage: NDArray[np.int64] = np.zeros(shape, np.int64)
+        limits = limits_of(owners, self._paths, self._pool)
+        self._nominal, self._subtree, self._guaranteed = limits.nominal, limits.subtree, limits.guaranteed
+        self._potential = limits.potential
+        self._usage: NDArray[np.int64] = np.zeros_like(limits.nominal)
         self._open: set[tuple[str, str]] = {
-            (tenant.name, quota.column) for tenant in tenants for quota in _rows(tenant)
+            (tenant.name, quota.column) for tenant in tenants for quota in rows(tenant)
         }
         self._limited = {
             tenant.name: tuple(quota.resource for quota in tenant.resources)
@@ -114,32 +112,10 @@ class QuotaTree:
         self._caps = {
             (t.name, name): cap for t in tenants for quota in t.quota for name, cap in quota.classes.items()
         }
-        for node, owner in enumerate(owners):
-            for quota in _rows(owner):
-                p = self._pool[quota.column]
-                self._nominal[node, p] = min(_UNLIMITED, quota.nominal * quota.unit)
-                if quota.borrowing_limit is not None:
-                    self._borrowing[node, p] = min(_UNLIMITED, quota.borrowing_limit * quota.unit)
-                if quota.lending_limit is not None:
-                    self._lending[node, p] = min(_UNLIMITED, quota.lending_limit * quota.unit)
-        self._subtree = self._nominal.copy()
-        self._guaranteed: NDArray[np.int64] = np.zeros(shape, np.int64)
-        for node in sorted(range(len(self._paths)), key=lambda node: -len(self._paths[node])):
-            self._guaranteed[node] = np.maximum(0, self._subtree[node] - self._lending[node])
-            if len(self._paths[node]) > 1:
-                parent = self._subtree[self._paths[node][1]]
-                parent += self._subtree[node] - self._guaranteed[node]
-                np.minimum(parent, _UNLIMITED, out=parent)
         # As lists: numbers one by one are read from them in a third of the time.
         self._kept: list[list[int]] = self._guaranteed.tolist()
         #: The most that a node's usage above its guaranteed may be.
-        self._ceilings: list[list[int]] = (self._subtree - self._guaranteed + self._borrowing).tolist()
-        #: What each node could hold at most if nobody held anything.
-        self._potential = self._subtree.copy()
-        for node in sorted(range(len(self._paths)), key=lambda node: len(self._paths[node])):
-            if len(self._paths[node]) > 1:
-                from_above = self._guaranteed[node] + self._potential[self._paths[node][1]]
-                self._potential[node] = np.minimum(from_above, self._subtree[node] + self._borrowing[node])
+        self._ceilings: list[list[int]] = (limits.subtree - limits.guaranteed + limits.borrowing).tolist()
         #: To find the dominant pool; 0 where there is nothing.
         self._per_potential = np.where(self._potential > 0, 1 / np.maximum(1, self._potential), 0.0)
         self._weights = [owner.weight for owner in owners]
@@ -409,10 +385,6 @@ class QuotaTree:
             delta = _rise_above(used, delta, kept[node][p])
             if not delta:
                 break
-
-
-def _rows(owner: CohortQuota | TenantQuota) -> tuple[PoolQuota | ResourceQuota, ...]:
-    return (*owner.quota, *owner.resources)
 
 
 def _rise_above(used: int, more: int, guaranteed: int) -> int:
