@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -18,8 +19,9 @@ from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import DeviceFacts, Mode, NodeFacts, Offering, Pool, Runtime
 from vmtenancy.core.options import most_lacking, ways
 from vmtenancy.core.quota.policy import BorrowWithinCohort, Fungibility, PreemptionPolicy, Preempts
-from vmtenancy.core.quota.tree import CohortQuota, PoolQuota, QuotaTree, TenantQuota
-from vmtenancy.core.requests import Admit, Decision, Demand, Wait
+from vmtenancy.core.quota.resources import Resource
+from vmtenancy.core.quota.tree import CohortQuota, PoolQuota, QuotaTree, ResourceQuota, TenantQuota
+from vmtenancy.core.requests import Admit, Decision, Demand, Tenure, Wait
 from vmtenancy.errors import VmtError
 
 POOLS = ("h100", "a100", "l40s")
@@ -354,3 +356,52 @@ def keep_to(rules: QuotaTree, live: Iterable[Admit]) -> None:
             held[pool] += count * GPU
     for pool in POOLS:
         assert held[pool] <= sum(rules.nominal(name, pool) for name in "abc")
+
+
+def granted(rules: QuotaTree, demand: Demand) -> Admit:
+    (answer,) = decide(fleet(), rules, [], [demand])
+    assert isinstance(answer, Admit)
+    return answer
+
+
+def waiting(rules: QuotaTree, live: Iterable[Admit], demand: Demand) -> Wait:
+    (answer,) = decide(fleet(), rules, live, [demand])
+    assert isinstance(answer, Wait)
+    return answer
+
+
+@pytest.mark.parametrize("until", [100.0, float("inf")])
+def test_the_least_run_time_of_what_holds_an_alternative_is_told(until: float) -> None:
+    rules = tree(tenant("a", policy=PreemptionPolicy(LOWER), h100=1, a100=4))
+    x = granted(rules, Demand("x", "a", Runtime.VM, (("a100", 4),)))
+    w = ask("w", 2, "a100", priority=5)
+    assert waiting(rules, [x], w).victims == ("x",)
+    told = waiting(rules, [replace(x, tenure=Tenure(safe_within_tenant=until))], w)
+    assert told.victims == ()
+    assert told.stops_from == (None if until == float("inf") else until)
+
+
+def test_nobody_has_to_go_once_the_full_count_is_free_and_ones_own() -> None:
+    rules = tree(tenant("a", policy=PreemptionPolicy(LOWER), h100=4, a100=4))
+    x = granted(rules, Demand("x", "a", Runtime.VM, (("a100", 4),)))
+    w, promises = ask("w", 2, "a100", priority=5), {"w": (("a100", 2),)}
+    (answer,) = decide(fleet(), rules, [x], [w], frozenset({"x"}), frozenset({"w"}), (), promises)
+    assert isinstance(answer, Admit)
+    assert answer.demand.requests == (("h100", 2),)
+
+
+def test_a_promise_of_what_is_not_asked_for_any_more_is_none() -> None:
+    rules = tree(tenant("a", h100=4, a100=4))
+    w, promises = ask("w", 2, "a100"), {"w": (("l40s", 2),)}
+    (answer,) = decide(fleet(), rules, [], [w], frozenset(), frozenset({"w"}), (), promises)
+    assert isinstance(answer, Admit)
+    assert answer.demand.requests == (("h100", 2),)
+
+
+def test_what_is_short_of_an_alternative_is_told_in_its_own_unit() -> None:
+    quota = (PoolQuota("h100", 4), PoolQuota("a100", 4))
+    rules = QuotaTree.build([TenantQuota("a", quota=quota, resources=(ResourceQuota(Resource.CPU, 3000),))])
+    assert (
+        "nor with 1 x a100 (QuotaExceeded: 3 free of 3 of cpu)"
+        in waiting(rules, [], ask("w", 1, "a100", cpu=4000)).message
+    )

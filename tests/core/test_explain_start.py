@@ -206,3 +206,10 @@ def test_it_is_what_happens_if_nobody_does_anything(
         else:
             assert found.start.earliest == alone_at[demand.key]
             assert found.start.latest == admitted_at.get(demand.key)
+
+
+def test_a_window_that_is_over_before_there_is_room_never_starts() -> None:
+    rules = tree(a=8)
+    live = lives(rules, all=(8, 60.0))
+    over = Demand("x", "a", Runtime.HOLD, (("whole", 2),), quota_alone=True, ends=NOW + 50.0)
+    assert start(rules, live, over) is None

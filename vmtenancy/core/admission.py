@@ -103,7 +103,8 @@ def decide(
             if (
                 nomination is None
                 and why.reason is not Reason.RESERVED
-                and (then := preemption.later(together))
+                and why.pools
+                and (then := choice.later(together))
             ):
                 stops_from, to_stop = then
                 keys = [victim.demand.key for victim in to_stop.victims]

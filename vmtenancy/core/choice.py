@@ -20,7 +20,15 @@ from vmtenancy.core.books import Books
 from vmtenancy.core.calendar import Calendar
 from vmtenancy.core.explain import refusal
 from vmtenancy.core.explain.refusal import Reason, Refusal
-from vmtenancy.core.options import Units, has_options, instead, most_lacking, units_text, ways
+from vmtenancy.core.options import (
+    Units,
+    as_promised,
+    has_options,
+    instead,
+    most_lacking,
+    units_text,
+    ways,
+)
 from vmtenancy.core.preemption import Preemption
 from vmtenancy.core.quota.policy import Fungibility
 from vmtenancy.core.requests import Admit, Demand
@@ -53,9 +61,9 @@ class Choice:
             if not isinstance(answer, Refusal):
                 return answer
             return None if answer.reason is Reason.RESERVED else self._preemption.find(demands)
-        for way in self._as_promised(demands):
-            if found := self._fit(way) or self._room(way):
-                return found
+        way = self._as_promised(demands)
+        if way and (found := self._fit(way) or self._own(demands) or self._room(way)):
+            return found
         return _search(demands, self._books.fungibility(demands[0].tenant), self._fit, self._room)
 
     def verdict(self, demands: _Demands) -> tuple[Admit, ...] | Refusal:
@@ -75,14 +83,27 @@ class Choice:
         fewest = next(ways(demands, most)) if most else ()
         return refusal.none_of(others[0][1], others[1:], "; ".join(units_text(d.requests) for d in fewest))
 
-    def _as_promised(self, demands: _Demands) -> Iterable[_Demands]:
+    def later(self, demands: _Demands) -> tuple[float, Nomination] | None:
+        """As `Preemption.later`, in the way that comes first; of fewer units only the fewest, for they come first."""
+        tried: Iterable[_Demands] = [demands]
+        if has_options(demands):
+            most = most_lacking(demands)
+            tried = itertools.chain(ways(demands), ways(demands, most) if most else ())
+        found = [then for way in tried if (then := self._preemption.later(way))]
+        return min(found, key=lambda then: then[0], default=None)
+
+    def _as_promised(self, demands: _Demands) -> _Demands | None:
         """The way that gives what others were stopped for, if there is one."""
-        promised = {d.key: self._promises[d.key] for d in demands if d.key in self._promises}
-        if not promised:
-            return ()
-        every = (way for lacking in range(most_lacking(demands) + 1) for way in ways(demands, lacking))
-        exact = (way for way in every if all(promised.get(d.key, d.requests) == d.requests for d in way))
-        return itertools.islice(exact, 1)
+        if not any(demand.key in self._promises for demand in demands):
+            return None
+        given = [as_promised(d, self._promises.get(d.key, d.requests)) for d in demands]
+        way = [demand for demand in given if demand is not None]
+        return way if len(way) == len(given) else None
+
+    def _own(self, demands: _Demands) -> tuple[Admit, ...] | None:
+        """The full count where it has room now and borrows nothing: nobody can take that back, so nobody need go."""
+        found = (answer for way in ways(demands) if (answer := self._fit(way)))
+        return next((answer for answer in found if not any(admit.borrowed for admit in answer)), None)
 
     def _judge(self, demands: _Demands) -> tuple[Admit, ...] | Refusal:
         return self._calendar.refusal(demands) or self._books.judge_all(demands)

@@ -58,6 +58,18 @@ def _choices(demand: Demand, lacking: int, total: int) -> Iterator[Demand]:
         yield replace(demand, requests=requests, alternatives=(), minimum=())
 
 
+def as_promised(demand: Demand, units: Units) -> Demand | None:
+    """The demand for just these units, with no options left; None where they are not what it asks for (any more)."""
+    left, others, fewest = dict(units), dict(demand.alternatives), dict(demand.minimum)
+    requests = []
+    for name, count in demand.requests:
+        given = [each for each in (name, *others.get(name, ())) if each in left]
+        if len(given) != 1 or not fewest.get(name, count) <= left[given[0]] <= count:
+            return None
+        requests.append((given[0], left.pop(given[0])))
+    return None if left else replace(demand, requests=tuple(requests), alternatives=(), minimum=())
+
+
 def units_text(requests: Units) -> str:
     """Units by class for people: `2 x whole, 1 x half`."""
     return ", ".join(f"{count} x {name}" for name, count in requests)

@@ -74,11 +74,13 @@ class Preemption:
             return None
         needs = self._needs(demands, math.inf)
         candidates = (candidate for need in needs for candidate in self._candidates(demands, need, math.inf))
-        times = sorted({until for candidate in candidates if (until := candidate.safe_until())})
-        first = bisect_left(times, 1, key=lambda moment: int(self._found(demands, moment) is not None))
-        if first == len(times) or not (found := self._found(demands, times[first])):
+        safe = {until for candidate in candidates if (until := candidate.safe_until()) is not None}
+        times = sorted(filter(math.isfinite, safe))
+        if not times or (found := self._found(demands, times[-1])) is None:
             return None
-        return times[first], found
+        earlier = times[:-1]
+        first = bisect_left(earlier, 1, key=lambda moment: int(self._found(demands, moment) is not None))
+        return times[first], (self._found(demands, times[first]) if first < len(earlier) else None) or found
 
     @cached_property
     def _some_are_safe(self) -> bool:

@@ -252,9 +252,9 @@ def _ends(question: Question, wait: Wait) -> float | None:
 def _priority(question: Question, wait: Wait) -> Raised | None:
     """Only priorities at and right above those of others make a difference."""
     owners, own = question.owners, question.demand.priority
-    waiting = {demand.priority for demand in question.demands}
-    others = waiting | {admit.demand.priority for admit in question.holds}
-    levels = sorted(p for p in waiting | {p + 1 for p in others} if own < p <= HIGHEST_PRIORITY)
+    everything = (*question.demands, *(admit.demand for admit in question.holds))
+    others = {demand.priority for demand in everything}
+    levels = sorted(p for p in others | {p + 1 for p in others} if own < p <= HIGHEST_PRIORITY)
     if not levels or not owners or question.demand.quota_alone:
         return None
     known: dict[int, Outcome] = {}

@@ -118,13 +118,18 @@ class Outcome:
     @property
     def is_admitted(self) -> bool:
         """Whether it is admitted."""
-        return isinstance(self.decision, Admit)
+        return isinstance(self._found, Admit)
 
     @property
     def has_place(self) -> bool:
         """Whether it is admitted, or nominated."""
-        decision = self.decision
-        return isinstance(decision, Admit) or decision.reason is Reason.NOMINATED
+        found = self._found
+        return isinstance(found, Admit) or (found is not None and found.reason is Reason.NOMINATED)
+
+    @property
+    def _found(self) -> Decision | None:
+        """None once its window is over."""
+        return next((decision for decision in self.decisions if decision.demand.key == self.key), None)
 
     @property
     def victims(self) -> tuple[str, ...]:

@@ -230,7 +230,11 @@ def _briefly(why: Refusal) -> str:
     problem, shortage = why.told
     if shortage is None:
         return f"{why.reason}: {problem.message}"
-    return f"{why.reason}: {gpus(shortage.free)} free of {gpus(shortage.total)} in pool {shortage.pool}"
+    free, total = (amount(shortage.pool, n) for n in (shortage.free, shortage.total))
+    where = (
+        f"of {named(shortage.pool)}" if isinstance(shortage.pool, Resource) else f"in {named(shortage.pool)}"
+    )
+    return f"{why.reason}: {free} free of {total} {where}"
 
 
 def reserved(then: Refusal, windows: str, start: float) -> Refusal:
