@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What uses the real KubeVirt comes last: it runs from then on, beside tests that play its part by themselves.
 
     Tests on the real programs leave half of two cores idle, and those of `tests/faults` have a control plane of their
-    own: so these are one half of two that run side by side (`--dist loadgroup`).
+    own: so these are one half of two that can run side by side (`--dist loadgroup`).
     """
     items.sort(key=lambda item: "kubevirt" in getattr(item, "fixturenames", ()))
     for item in items:

@@ -14,11 +14,12 @@ from vmtenancy.reconcile.kinds import KINDS
 from vmtenancy.reconcile.status import is_true
 from vmtenancy.reconcile.steps import Object, Ref
 from vmtenancy.reconcile.world import World, uid_of
-from vmtenancy.testing.cluster import Cluster
+from vmtenancy.testing.cluster import Cluster, KubectlError
 from vmtenancy.testing.controller import ControllerProcess
 from vmtenancy.testing.fleet import gpu_node
 from vmtenancy.testing.stage_cluster import ClusterStage
 from vmtenancy.testing.story import PASSTHROUGH, leftovers, quickstart_nodes
+from vmtenancy.testing.waiting import eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.kubevirt]
 
@@ -116,9 +117,19 @@ def test_what_is_changed_by_hand_is_set_again_once(
     stage.wait("the machine to be told to run", lambda world: spec(MACHINE, world)["runStrategy"] == "Always")
     stage.wait("the machine to run", ready(GPUVM))
     instance = Ref("VirtualMachineInstance", "vision", MACHINE.name)
-    stopped = uid_of(stage.world().find(instance) or {"metadata": {}})
     stop = f"/apis/subresources.kubevirt.io/v1/namespaces/vision/virtualmachines/{MACHINE.name}/stop"
-    virtualization.kubectl("replace", "--raw", stop, "-f", "/dev/stdin", stdin="{}")  # as `virtctl stop`
+
+    def stop_by_hand() -> str:
+        """As `virtctl stop`; KubeVirt may still be at what was changed before, and refuse it."""
+        running = uid_of(stage.world().find(instance) or {"metadata": {}})
+        try:
+            virtualization.kubectl("replace", "--raw", stop, "-f", "/dev/stdin", stdin="{}")
+        except KubectlError as error:
+            assert "VM is not running" in str(error)
+            return ""
+        return running
+
+    stopped = eventually("the machine to be stopped by hand", stop_by_hand)
 
     def runs_anew(world: World) -> bool:
         found = world.find(instance)

@@ -160,7 +160,7 @@ def test_each_takes_back_what_the_other_borrowed(
     waits = json.loads(vmtenancy(virtualization, "explain", "gpuvm/lent", "-n", "vision", "-o", "json"))
     assert (waits["state"], waits["queue"]) == ("Waits", [{"pool": "h100", "position": 1}])
     assert waits["shortage"]["boundBy"] == "cohort research"
-    assert {"holder": str(LAB), "gpus": "2"} in waits["shortage"]["holders"]
+    assert {"holder": str(LAB), "holds": "2"} in waits["shortage"]["holders"]
     assert waits["start"] is None, "nothing ends by itself"
 
     # The other way round: the virtual cluster borrows, a machine takes it back.

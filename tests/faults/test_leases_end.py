@@ -147,7 +147,7 @@ async def test_a_reservation_is_kept_clear_begins_and_ends_on_time(
     ]
     told = await explained(control_plane, "late")
     assert (told["reason"], told["changes"]["leaseUntil"]) == ("Reserved", timestamp(start))
-    over = timestamp(start + 30)
+    over = timestamp(start + 15)
     assert told["start"] == {"earliest": over, "latest": over}
     world = await until(running, lambda world: {"r", "a"} <= granted(world))
     assert reason(world, WINDOW) == "Admitted"
