@@ -317,3 +317,17 @@ def test_a_pod_grant_says_what_the_pod_asks_of_the_node(lab: Lab) -> None:
     grant = lab.grant("Pod", "llm", "p")
     assert grant
     assert (grant["spec"]["cpu"], grant["spec"]["memory"]) == ("1500m", "1000000")
+
+
+def test_an_agent_that_sees_no_gpus_is_believed(lab: Lab) -> None:
+    obj = lab.get("GpuNode", "", "machines")
+    seen = {
+        "type": "NvmlAnswers",
+        "status": "True",
+        "reason": "Answers",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    lab.cluster.replace({**obj, "status": {**obj["status"], "gpus": [], "conditions": [seen]}}, status=True)
+    lab.apply(gpu_vm("a", 1))
+    lab.settle()
+    assert lab.reason(*A, of="Admitted") == "NoCapacity"

@@ -33,12 +33,16 @@ def agent(
     ] = _SYSFS,
     interval: Annotated[
         float,
-        typer.Option(min=0.1, help="Seconds between looks; errors that NVML reports are looked at at once."),
+        typer.Option(
+            min=0.1, max=86400, help="Seconds between looks; errors that NVML reports are looked at at once."
+        ),
     ] = 60.0,
     nvml_deadline: Annotated[
         float,
         typer.Option(
-            min=0.1, help="Seconds that NVML may take for one GPU; then it is killed and asked anew."
+            min=0.1,
+            max=86400,
+            help="Seconds that NVML may take for one GPU; then it is killed and asked anew.",
         ),
     ] = 10.0,
     metrics_port: Annotated[

@@ -155,10 +155,12 @@ def _device_map(path: Path) -> DeviceMap:
 
 
 def _tell(conversion: Conversion) -> None:
+    from vmtenancy.migrate.text import shown
+
     name = conversion.objects[0]["metadata"]["name"]
     for card in conversion.devices.unresolved:
         what = card.product or card.kind or "unknown device"
         keys = ", ".join(card.keys) or card.devices[0].hint or card.devices[0].bus
         typer.echo(f"{name}: unresolved: {card.devices[0].path}: {what} ({keys})", err=True)
     for lost in conversion.lost:
-        typer.echo(f"{name}: not kept: {lost.path}: {lost.found}: {lost.why}", err=True)
+        typer.echo(f"{name}: not kept: {lost.path}: {shown(lost.path, lost.found)}: {lost.why}", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
@@ -65,7 +66,8 @@ def convert(
             continue
         name = conversion.objects[0]["metadata"]["name"]
         if name in taken:
-            again = replace(wishes, name=f"{name[:45].rstrip('-')}-{len(taken)}")
+            numbered = (f"{name[:45].rstrip('-')}-{i}" for i in itertools.count(2))
+            again = replace(wishes, name=next(each for each in numbered if each not in taken))
             conversion = objects_of(machine, devices, source, again)
         taken.add(conversion.objects[0]["metadata"]["name"])
         found.append(conversion)

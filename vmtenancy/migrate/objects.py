@@ -257,7 +257,7 @@ def _disk(name: str, drive: Drive, boot: int | None, lost: list[Lost]) -> Object
 def _data_volume(name: str, vm: str, drive: Drive, size: int, wishes: Wishes) -> Object:
     if drive.source == "empty":
         source: Object = {"blank": {}}
-    elif drive.url and without_credentials(drive.url) == drive.url:
+    elif drive.url and "?" not in drive.url and without_credentials(drive.url) == drive.url:
         source = {"http": {"url": drive.url}}
     else:
         source = {"upload": {}}

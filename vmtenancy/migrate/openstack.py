@@ -179,7 +179,8 @@ def _machine(path: str, server: _Json, known: _Known) -> Machine:
         if server.get(seen.spelt(key)) in (None, "", [], {}):
             seen.get(key)
     name = str(server.get("name") or server.get("id") or "")
-    tags = [str(tag) for tag in server.get("tags") or ()]
+    named = server.get("tags")
+    tags = [str(tag) for tag in named] if isinstance(named, list) else []
     tags += [f"{key}={shown(key, value)}" for key, value in _texts(server.get("metadata")).items()]
     machine = Machine(
         name=name,

@@ -14,6 +14,8 @@ _BLOCK: Final = 512
 #: As many members as an archive may have, and as many bytes as a header of names.
 _MEMBERS: Final = 10_000
 _NAMES: Final = 1 << 20
+#: More than any archive has.
+_MOST: Final = 1 << 50
 
 
 def is_archive(head: bytes) -> bool:
@@ -77,9 +79,12 @@ def _size(header: bytes, offset: int) -> int:
     try:
         if int(header[148:156].split(b"\0")[0].strip() or b"0", 8) != total:
             raise ValueError
-        if field[0] & 0x80:  # base 256, for what is larger than eight octal digits
-            return int.from_bytes(field[1:], "big")
-        return int(field.split(b"\0")[0].strip() or b"0", 8)
+        octal = field.split(b"\0")[0].strip() or b"0"
+        # Base 256 is for what is larger than the octal digits.
+        size = int.from_bytes(field[1:], "big") if field[0] & 0x80 else int(octal, 8)
+        if not 0 <= size < _MOST:
+            raise ValueError
+        return size
     except ValueError:
         raise refuse(f"byte {offset}", "is no header of a tar", expected="an OVA that is whole") from None
 

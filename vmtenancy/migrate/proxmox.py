@@ -29,8 +29,8 @@ from vmtenancy.migrate.text import integer, pci_address, refuse, shown
 
 _KEY: Final = re.compile(r"[A-Za-z][\w-]*")
 _SECTION: Final = re.compile(r"\[([^\]]+)\]")
-_DRIVE: Final = re.compile(r"(ide|sata|scsi|virtio)(\d+)")
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)i?B?", re.I)
+_DRIVE: Final = re.compile(r"(ide|sata|scsi|virtio)(\d{1,4})")
+_SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)([KMGT]?)i?B?", re.I)
 _MEMORY_MIB: Final = 512  # what Proxmox takes where nothing is said
 _USB_IDS: Final = re.compile(r"(?:0x)?([0-9a-f]{4}):(?:0x)?([0-9a-f]{4})", re.I)
 #: How Proxmox runs it, and what it remembers of it: nothing of the machine's own.
@@ -193,7 +193,7 @@ def _properties(text: str, first: str) -> dict[str, str]:
 
 def _named(keys: Keys, prefix: str) -> list[str]:
     """The keys of a prefix and a number, by number."""
-    found = [key for key in keys if re.fullmatch(rf"{prefix}\d+", key)]
+    found = [key for key in keys if re.fullmatch(rf"{prefix}\d{{1,4}}", key)]
     return sorted(found, key=lambda key: int(key.removeprefix(prefix)))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from vmtenancy.migrate.model import Device, Lost
-from vmtenancy.migrate.text import pci_address, shown
+from vmtenancy.migrate.text import HIDDEN, pci_address, shown
 
 _MMIO: Final = re.compile(r"X-PciMmio64Mb|pcihost\.pci-hole64-size|host-phys-bits")
 _HIDDEN: Final = re.compile(r"(^|,)(kvm=off|-hypervisor|hypervisor=off)(,|$)")
@@ -43,7 +43,9 @@ def read_args(args: Sequence[tuple[str, str]]) -> QemuArgs:
             why = "KubeVirt's machines have room for the memory of large devices by themselves"
         elif option == "cpu":
             why = "of CPU arguments only hidden KVM and the vendor id are kept"
-        found.lost.append(Lost(path, shown(option, f"-{option} {value}".strip()), why))
+        secret = option == "object" and "secret" in value
+        what = f"-{option} {HIDDEN}" if secret else shown(option, f"-{option} {value}".strip())
+        found.lost.append(Lost(path, what, why))
     return found
 
 

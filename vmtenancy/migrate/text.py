@@ -36,6 +36,7 @@ def shown(name: str, value: str) -> str:
     if _SECRET_NAME.search(name.rpartition("/")[2]):
         return HIDDEN
     text = " ".join(without_credentials(value[:_SEEN]).split())
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 

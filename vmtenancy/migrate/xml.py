@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 from xml.parsers import expat
 
-from vmtenancy.migrate.text import refuse, shown
+from vmtenancy.migrate.text import HIDDEN, refuse, shown
 
 _DEPTH: Final = 64
 _NODES: Final = 50_000
@@ -110,7 +110,7 @@ class Node:
             if name not in self._read:
                 yield self.at(name), value
         if text and not self._wanted:
-            yield self.path, text
+            yield self.path, shown(self.tag, text)
         for node in self.nodes:
             yield from node.unread()
 
@@ -120,8 +120,10 @@ class Node:
 
     def _summary(self) -> str:
         parts = [f"{name}={shown(name, value)}" for name, value in self._attributes.items()]
-        parts += filter(None, ["".join(self._texts).strip()])
-        parts += [f"{node.tag}({node._summary()})" for node in self.nodes]
+        text = "".join(self._texts).strip()
+        parts += [HIDDEN if self.tag == "oemStrings" else shown(self.tag, text)] if text else []
+        inside = () if self.tag == "oemStrings" else self.nodes  # credentials for systemd are given so
+        parts += [f"{node.tag}({node._summary()})" for node in inside]
         return " ".join(parts)
 
 
