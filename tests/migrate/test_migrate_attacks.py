@@ -237,7 +237,93 @@ def test_mutated_inputs_never_end_in_a_traceback(name: str, data: st.DataObject)
             st.sampled_from([b"", b"0", b"-1", b"9" * 30, b"\xff\0", b"x", b"<a/>", text[at:end] * 2])
         )
     try:
-        data = json.dumps({"servers": servers}).encode()
-    found = convert("openstack", data, Wishes(default_class="g"))
-    names = [conversion.objects[0]["metadata"]["name"] for conversion in found]
-    assert len(set(names)) == 3
+        found = convert(source, bytes(text), Wishes(default_class="g", stem="x"))
+    except VmtError:
+        return
+    for conversion in found:
+        assert conversion.devices.devices == len(conversion.machine.devices)
+
+
+@pytest.mark.parametrize("encoding", [b"nosuch", b"\0", b"zlib", b"utf-16", b"windows-1252"])
+def test_encodings_of_vmx_that_are_wrong_do_no_harm(encoding: bytes) -> None:
+    text = b'.encoding = "%s"\ndisplayName = "caf\xe9"\nmemsize = "64"\n' % encoding
+    try:
+        (found,) = convert("vmx", text, Wishes(default_class="g"))
+        assert found.machine.name == "caf\xe9" or encoding != b"windows-1252"
+    except VmtError:
+        assert encoding == b"utf-16"
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(sorted(READERS)), st.binary(max_size=200))
+def test_noise_never_ends_in_a_traceback(source: str, data: bytes) -> None:
+    with pytest.raises(VmtError):
+        convert(source, data)
+
+
+# -- credentials ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_credentials_are_in_secrets_only(name: str) -> None:
+    source, path, _ = SAMPLES[name]
+    assert any(secret in path.read_text() or "aHVudGVyMg" in path.read_text() for secret in SECRETS)
+    for conversion in converted(name):
+        others = [obj for obj in conversion.objects if obj["kind"] != "Secret"]
+        assert not any(secret in json.dumps(others) for secret in SECRETS)
+        assert not any(secret in repr(conversion) for secret in SECRETS if secret != "hunter2")
+    done = invoke("--from", source, path, "--default-class", "g", "-o", "json")
+    assert done.exit_code == 0, done.output
+    assert not any(secret in done.stderr for secret in SECRETS)
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("rbd:pool/x:id=a:key_password=abc", "abc"),
+        ("https://ada:abc@example.com/x", "ada:abc"),
+        ("-object secret,id=s,data=1 password=abc,x", "abc"),
+        ("-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----", "abc"),
+        ('"api_token": "abc"', "abc"),
+    ],
+)
+def test_credentials_in_texts_are_hidden(text: str, hidden: str) -> None:
+    assert hidden not in without_credentials(text)
+    assert HIDDEN in without_credentials(text)
+
+
+@pytest.mark.parametrize(
+    "name", ["passwd", "cipassword", "adminPass", "RemoteDisplay.vnc.key", "guestinfo.token"]
+)
+def test_values_under_names_of_credentials_are_hidden(name: str) -> None:
+    assert shown(name, "abc") == HIDDEN
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "<metadata><app><db><password>hunter2</password></db></app></metadata>",
+        "<sysinfo type='smbios'><oemStrings><entry>io.systemd.credential:x=hunter2</entry></oemStrings></sysinfo>",
+        "<qemu:commandline><qemu:arg value='-object'/><qemu:arg value='secret,id=s0,data=hunter2'/></qemu:commandline>",
+    ],
+)
+def test_credentials_of_what_is_not_kept_are_told_nowhere(inside: str, tmp_path: Path) -> None:
+    path = tmp_path / "cad.xml"
+    path.write_text((EXAMPLE / "cad.xml").read_text().replace("</domain>", f"{inside}</domain>"))
+    done = invoke("--from", "libvirt", path, "--default-class", "g", "-o", "json")
+    assert done.exit_code == 0, done.output
+    objects = json.loads(done.stdout)["items"]
+    assert "hunter2" not in done.stderr
+    assert "hunter2" not in json.dumps([obj for obj in objects if obj["kind"] != "Secret"])
+
+
+def test_what_is_told_moves_no_terminal() -> None:
+    assert shown("name", "a\x1b]0;t\x07") == "a?]0;t?"
+
+
+def test_machines_of_one_name_get_names_of_their_own() -> None:
+    flavor = {"vcpus": 1, "ram": 512, "extra_specs": {}}
+    servers = [{"id": name, "name": name, "flavor": flavor} for name in ("a", "a-2", "a")]
+    data = json.dumps({"servers": servers}).encode()
+    machines = convert("openstack", data, Wishes(default_class="g"))
+    assert len({machine.objects[0]["metadata"]["name"] for machine in machines}) == 3

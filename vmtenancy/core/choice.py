@@ -61,10 +61,12 @@ class Choice:
             if not isinstance(answer, Refusal):
                 return answer
             return None if answer.reason is Reason.RESERVED else self._preemption.find(demands)
-        way = self._as_promised(demands)
-        if way and (found := self._fit(way) or self._own(demands) or self._room(way)):
-            return found
-        return _search(demands, self._books.fungibility(demands[0].tenant), self._fit, self._room)
+        way, policy = self._as_promised(demands), self._books.fungibility(demands[0].tenant)
+        if way:
+            free = self._fit(way) or (self._own(demands) if policy.try_next_to_preempt else None)
+            if found := free or self._room(way):
+                return found
+        return _search(demands, policy, self._fit, self._room)
 
     def verdict(self, demands: _Demands) -> tuple[Admit, ...] | Refusal:
         """Why demands that got no place have none: what is wrong with the first way, and in short with the others.

@@ -180,13 +180,15 @@ def node_facts(view: View, node: Object, used: Mapping[str, tuple[int, int]]) ->
     }
     seen = view.world.get("GpuNode", "", name)
     agent = view.parsed(seen, GpuNode) if seen else None
-    if not capacity and (agent is None or isinstance(agent, VmtError)):
+    if isinstance(agent, VmtError):
+        agent = None
+    if not capacity and agent is None:
         return None
     mode = labels.get(WORKLOAD_CONFIG_LABEL, "")
     product, memory = labels.get(PRODUCT_LABEL, ""), _number(labels.get(MEMORY_LABEL)) * MIB
     devices = tuple(DeviceFacts(f"gpu-{index}") for index in range(_number(labels.get(COUNT_LABEL))))
-    if isinstance(agent, VmtError) or (agent and agent.status.conditions and not agent.status.gpus):
-        devices = ()  # marks on its GPUs can not be read, or its agent sees none
+    if agent is not None and agent.status.conditions and not agent.status.gpus:
+        devices = ()  # its agent sees none
     elif agent is not None and agent.status.gpus:
         cordoned = set(agent.spec.cordoned_devices)
         gpus = sorted(agent.status.gpus, key=lambda gpu: gpu.pci_address)
