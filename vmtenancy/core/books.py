@@ -12,6 +12,7 @@ from vmtenancy.core.explain import refusal
 from vmtenancy.core.explain.refusal import Refusal
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import Placement, Runtime
+from vmtenancy.core.holds import Hold, net_of
 from vmtenancy.core.placement.best_fit import NoPlacement, Request, best_fit, deliverable
 from vmtenancy.core.quota.policy import Fungibility
 from vmtenancy.core.quota.resources import Resource
@@ -19,32 +20,6 @@ from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Demand
 
 _NOTHING: dict[str, int] = {}
-
-
-class _Hold:
-    """A virtual cluster's guarantee, and what its pods use: per pool it is charged the larger of the two."""
-
-    __slots__ = ("drawn", "guaranteed", "key", "maximum", "parts", "quota_alone", "tenant", "used")
-
-    def __init__(self, demand: Demand, parts: Mapping[str, int]) -> None:
-        self.key = demand.key
-        self.tenant = demand.tenant
-        self.guaranteed = dict(demand.requests)
-        self.maximum = dict(demand.maximum)
-        self.used: Counter[str] = Counter()
-        self.parts = dict(parts)
-        self.drawn: Counter[str] = Counter()
-        self.quota_alone = demand.quota_alone
-
-    def copy(self) -> _Hold:
-        """Another one that goes its own way."""
-        twin = copy.copy(self)
-        twin.used, twin.drawn = Counter(self.used), Counter(self.drawn)
-        return twin
-
-    def undrawn(self, pool: str) -> int:
-        """Parts of the supply that are guaranteed and in no pod's use."""
-        return 0 if self.quota_alone else max(0, self.parts.get(pool, 0) - self.drawn[pool])
 
 
 class Books:
@@ -55,32 +30,41 @@ class Books:
     def __init__(self, fleet: Fleet, tree: QuotaTree, live: Iterable[Admit]) -> None:
         self._fleet = fleet
         self._tree = tree
-        self._holds: dict[str, _Hold] = {}
+        self._holds: dict[str, Hold] = {}
         #: Parts by pool that no pod may take because virtual clusters have not drawn them yet.
         self._kept: Counter[str] = Counter()
         #: What is wrong with classes whatever is free: the same for all that ask for them.
         self._of_classes: dict[tuple[Runtime, bool, tuple[str, ...]], Refusal | None] = {}
+        #: Holds as they were before what is undone later, by key; None where there was none. None: nothing will be.
+        self._before: dict[str, Hold | None] | None = None
         # Holds first: their pods draw on them.
-        for admit in sorted(live, key=lambda admit: admit.demand.runtime is not Runtime.HOLD):
-            self.enter(admit)
+        with tree.all_at_once():
+            for admit in sorted(live, key=lambda admit: admit.demand.runtime is not Runtime.HOLD):
+                self.enter(admit)
 
     def copy(self) -> Books:
         """Other books, on copies of fleet and quota, that go their own way."""
         twin = copy.copy(self)
         twin._fleet, twin._tree = self._fleet.copy(), self._tree.copy()
         twin._holds = {key: hold.copy() for key, hold in self._holds.items()}
-        twin._kept = Counter(self._kept)
+        twin._kept, twin._before = Counter(self._kept), None
         return twin
 
     @contextmanager
     def what_if(self) -> Iterator[None]:
-        """Whatever enters or leaves inside is undone at the end."""
-        holds, kept = {key: hold.copy() for key, hold in self._holds.items()}, Counter(self._kept)
+        """Whatever enters or leaves inside is undone at the end, at a cost of the changes alone. Nests."""
+        outer, kept = self._before, Counter(self._kept)
+        self._before = before = dict[str, Hold | None]()
         try:
             with self._fleet.what_if(), self._tree.what_if():
                 yield
         finally:
-            self._holds, self._kept = holds, kept
+            for key, hold in before.items():
+                if hold is None:
+                    self._holds.pop(key, None)
+                else:
+                    self._holds[key] = hold
+            self._before, self._kept = outer, kept
 
     def enter(self, admit: Admit, seat: Placement | None = None) -> None:
         """Hold and charge a grant; of its devices only those in `seat`, where that is given.
@@ -92,15 +76,17 @@ class Books:
             self._fleet.hold(seat or admit.placement)
         gross = self._gross(admit)
         hold = self._hold_of(demand)
-        net, units = _net(hold, gross, demand.requests)
+        net, units = net_of(hold, gross, demand.requests)
         if demand.runtime is Runtime.HOLD:
             if demand.requests or demand.maximum:  # else it is of volumes, and nothing draws on it
-                self._holds[demand.key] = _Hold(demand, gross)
+                self._remember(demand.key)
+                self._holds[demand.key] = Hold(demand, gross)
             if not demand.quota_alone:
                 for pool, parts in gross.items():
                     self._kept[pool] += parts
         elif hold is not None:
             self._kept.subtract({pool: min(parts, hold.undrawn(pool)) for pool, parts in gross.items()})
+            self._remember(hold.key)
             hold.drawn.update(gross)
             hold.used.update(dict(demand.requests))
         holder = hold.key if hold is not None else demand.key
@@ -121,14 +107,16 @@ class Books:
         gross = self._gross(admit)
         hold = self._hold_of(demand)
         if demand.runtime is Runtime.HOLD:
+            self._remember(demand.key)
             self._holds.pop(demand.key, None)
             if not demand.quota_alone:
                 self._kept.subtract(gross)
         elif hold is not None:
+            self._remember(hold.key)
             hold.drawn.subtract(gross)
             hold.used.subtract(dict(demand.requests))
             self._kept.update({pool: min(parts, hold.undrawn(pool)) for pool, parts in gross.items()})
-        net, units = _net(hold, gross, demand.requests)
+        net, units = net_of(hold, gross, demand.requests)
         holder = hold.key if hold is not None else demand.key
         for column, amount in (net | self._resources(demand)).items():
             self._tree.uncharge(demand.tenant, column, amount, holder, units, firm=_is_firm(demand, column))
@@ -149,7 +137,7 @@ class Books:
     def of_quota(self) -> Books:
         """Other books, on a copy of the quota, that go their own way as long as no devices are held or released."""
         twin = copy.copy(self)
-        twin._tree, twin._kept = self._tree.copy(), Counter(self._kept)
+        twin._tree, twin._kept, twin._before = self._tree.copy(), Counter(self._kept), None
         twin._holds = {key: hold.copy() for key, hold in self._holds.items()}
         return twin
 
@@ -189,7 +177,7 @@ class Books:
         more: Counter[str] = Counter()
         for parent, parts in gross.items():
             hold = self._holds.get(parent) if parent is not None else None
-            more.update(_net(hold, parts, ())[0])
+            more.update(net_of(hold, parts, ())[0])
         for demand in demands:
             if resources := self._resources(demand):
                 more.update(resources)
@@ -232,7 +220,7 @@ class Books:
         gross = _by_pool(demand, fleet)
         pools = tuple(gross)
         hold = self._hold_of(demand)
-        net, _ = _net(hold, gross, demand.requests)
+        net, _ = net_of(hold, gross, demand.requests)
         placement: Placement | None = None
         if demand.runtime is not Runtime.HOLD:
             wanted = tuple((fleet.offerings[name], count) for name, count in demand.requests)
@@ -272,7 +260,7 @@ class Books:
                     return refusal.max_reached(
                         hold.key, name, asked=count, used=used, maximum=maximum, pools=pools
                     )
-        net, units = _net(hold, gross, demand.requests)
+        net, units = net_of(hold, gross, demand.requests)
         for name, count in units.items():
             room = tree.class_room(tenant, name)
             if room is not None and count > max(0, room):
@@ -320,7 +308,13 @@ class Books:
             gross[grant.pool] = gross.get(grant.pool, 0) + grant.parts
         return gross
 
-    def _hold_of(self, demand: Demand) -> _Hold | None:
+    def _remember(self, key: str) -> None:
+        """Before a hold changes: as it is, if that will be undone."""
+        if self._before is not None and key not in self._before:
+            hold = self._holds.get(key)
+            self._before[key] = None if hold is None else hold.copy()
+
+    def _hold_of(self, demand: Demand) -> Hold | None:
         hold = self._holds.get(demand.parent) if demand.parent is not None else None
         return hold if hold is not None and hold.tenant == demand.tenant else None
 
@@ -359,24 +353,6 @@ def _by_pool(demand: Demand, fleet: Fleet) -> dict[str, int]:
         if offering := fleet.offerings.get(name):
             parts[offering.pool] = parts.get(offering.pool, 0) + count * offering.parts
     return parts
-
-
-def _net(
-    hold: _Hold | None, gross: Mapping[str, int], requests: Iterable[tuple[str, int]]
-) -> tuple[dict[str, int], dict[str, int]]:
-    """What a request adds to its tenant's charge, in parts by pool, and to its units by class (nothing
-    twice).
-    """
-    if hold is None:
-        return dict(gross), dict(requests)
-
-    def more(guaranteed: int, used: int, count: int) -> int:
-        return max(guaranteed, used + count) - max(guaranteed, used)
-
-    parts = {pool: more(hold.parts.get(pool, 0), hold.drawn[pool], count) for pool, count in gross.items()}
-    return parts, {
-        name: more(hold.guaranteed.get(name, 0), hold.used[name], count) for name, count in requests
-    }
 
 
 def _nonzero(parts: Mapping[str, int]) -> dict[str, int]:

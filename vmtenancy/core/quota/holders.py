@@ -17,9 +17,10 @@ class Holders:
     def add(self, pool: str, tenant: str, holder: str, parts: int) -> None:
         """`parts` may be below 0; who is left with none is forgotten."""
         held = self._held[pool][tenant]
-        held[holder] += parts
-        if not held[holder]:
-            del held[holder]
+        if left := held.get(holder, 0) + parts:
+            held[holder] = left
+        else:
+            held.pop(holder, None)
         self._ranked.pop(pool, None)
 
     def of(self, pool: str, tenant: str, holder: str) -> int:

@@ -1,19 +1,57 @@
-"""Rules as arrays: what each node of the quota tree has, keeps, lends and could have at most."""
+"""Rules as nodes of the quota tree, and as arrays: what each has, keeps, lends and could have at most."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vmtenancy.core.quota.parents import chain_of, sound_parents
 from vmtenancy.core.quota.rules import CohortQuota, PoolQuota, ResourceQuota, TenantQuota
+from vmtenancy.errors import Code, Problem, VmtError
 
 #: Also the most that a subtree has: sums of it, and of what is charged beside it, stay within 64 bits.
 _UNLIMITED = 1 << 60
 
 Owner = CohortQuota | TenantQuota
+
+
+class Nodes(NamedTuple):
+    """The nodes of a tree, cohorts first: their names for people, and for each the nodes up to its root, itself first.
+
+    Problems are by name: of cohorts on a cycle or with a missing parent, and of tenants whose cohort is missing.
+    """
+
+    labels: list[str]
+    paths: list[tuple[int, ...]]
+    cohort_problems: Mapping[str, Problem]
+    tenant_problems: Mapping[str, Problem]
+
+
+def nodes_of(tenants: Sequence[TenantQuota], cohorts: Sequence[CohortQuota]) -> Nodes:
+    """The nodes of a tree. Raises VmtError where a name, or a pool or resource of one owner, is given twice."""
+    _refuse_twice("cohorts", (cohort.name for cohort in cohorts))
+    _refuse_twice("tenants", (tenant.name for tenant in tenants))
+    owners: list[Owner] = [*cohorts, *tenants]
+    for owner in owners:
+        _refuse_twice(f"{owner.name}.quota", (quota.pool for quota in owner.quota))
+        _refuse_twice(f"{owner.name}.resources", (quota.resource.label for quota in owner.resources))
+    parents, cohort_problems = sound_parents({cohort.name: cohort.parent for cohort in cohorts})
+    labels = [f"cohort {cohort.name}" for cohort in cohorts] + [f"tenant {tenant.name}" for tenant in tenants]
+    index = {cohort.name: i for i, cohort in enumerate(cohorts)}
+    paths = [tuple(index[name] for name in chain_of(cohort.name, parents)) for cohort in cohorts]
+    tenant_problems = {}
+    for node, tenant in enumerate(tenants, start=len(cohorts)):
+        above = paths[index[tenant.cohort]] if tenant.cohort in index else ()
+        if tenant.cohort is not None and not above:
+            message = "the cohort does not exist; nothing is borrowed"
+            problem = Problem(Code.UNKNOWN_REFERENCE, "spec.cohort", message, tenant.cohort)
+            tenant_problems[tenant.name] = problem
+        paths.append((node, *above))
+    return Nodes(labels, paths, cohort_problems, tenant_problems)
 
 
 class Limits(NamedTuple):
@@ -64,3 +102,9 @@ def limits_of(
 def rows(owner: Owner) -> tuple[PoolQuota | ResourceQuota, ...]:
     """All quota that an owner is given."""
     return (*owner.quota, *owner.resources)
+
+
+def _refuse_twice(path: str, names: Iterable[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise VmtError(Problem(Code.INVALID_FIELD, path, "names must be unique", ", ".join(twice)))

@@ -29,8 +29,7 @@ from numpy.typing import NDArray
 
 from vmtenancy.core.explain.shortage import Shortage
 from vmtenancy.core.quota.holders import Holders
-from vmtenancy.core.quota.limits import limits_of, rows
-from vmtenancy.core.quota.parents import chain_of, sound_parents
+from vmtenancy.core.quota.limits import limits_of, nodes_of, rows
 from vmtenancy.core.quota.policy import DEFAULT_FUNGIBILITY, NOBODY, Fungibility, PreemptionPolicy
 from vmtenancy.core.quota.resources import Resource
 from vmtenancy.core.quota.rules import CohortQuota, PoolQuota, ResourceQuota, TenantQuota
@@ -62,39 +61,15 @@ class QuotaTree:
         cohorts = sorted(cohorts, key=lambda cohort: cohort.name)
         tenants = sorted(tenants, key=lambda tenant: tenant.name)
         owners: list[CohortQuota | TenantQuota] = [*cohorts, *tenants]
-        _refuse_twice("cohorts", (cohort.name for cohort in cohorts))
-        _refuse_twice("tenants", (tenant.name for tenant in tenants))
-        for owner in owners:
-            _refuse_twice(f"{owner.name}.quota", (quota.pool for quota in owner.quota))
-            _refuse_twice(f"{owner.name}.resources", (quota.resource.label for quota in owner.resources))
-        parents, self.cohort_problems = sound_parents({cohort.name: cohort.parent for cohort in cohorts})
-        self.tenant_problems: dict[str, Problem] = {}
+        nodes = nodes_of(tenants, cohorts)
+        self.cohort_problems, self.tenant_problems = nodes.cohort_problems, nodes.tenant_problems
+        self._labels, self._paths = nodes.labels, nodes.paths
+        self._tenant = {tenant.name: len(cohorts) + i for i, tenant in enumerate(tenants)}
         pools = sorted({quota.pool for owner in owners for quota in owner.quota})
         limited = {quota.resource for owner in owners for quota in owner.resources}
         #: Pools and resources.
         self.columns: list[str] = [*pools, *sorted(limited)]
         self._pool = {name: p for p, name in enumerate(self.columns)}
-        self._labels = [f"cohort {cohort.name}" for cohort in cohorts] + [
-            f"tenant {tenant.name}" for tenant in tenants
-        ]
-        index = {cohort.name: i for i, cohort in enumerate(cohorts)}
-        self._tenant = {tenant.name: len(cohorts) + i for i, tenant in enumerate(tenants)}
-        #: From each node to its root, itself first.
-        self._paths: list[tuple[int, ...]] = [
-            tuple(index[name] for name in chain_of(cohort.name, parents)) for cohort in cohorts
-        ]
-        for tenant in tenants:
-            above: tuple[int, ...] = ()
-            if tenant.cohort in index:
-                above = self._paths[index[tenant.cohort]]
-            elif tenant.cohort is not None:
-                self.tenant_problems[tenant.name] = Problem(
-                    Code.UNKNOWN_REFERENCE,
-                    "spec.cohort",
-                    "the cohort does not exist; nothing is borrowed",
-                    tenant.cohort,
-                )
-            self._paths.append((self._tenant[tenant.name], *above))
         limits = limits_of(owners, self._paths, self._pool)
         self._nominal, self._subtree, self._guaranteed = limits.nominal, limits.subtree, limits.guaranteed
         self._potential = limits.potential
@@ -127,6 +102,8 @@ class QuotaTree:
             for node in self._paths[self._tenant[tenant.name]]:
                 self._below[node].append(tenant.name)
         self._journal: list[tuple[int, _Charge]] | None = None
+        #: What is charged by tenant and pool and has not walked up the tree yet; None: it walks at once.
+        self._sums: Counter[tuple[str, str]] | None = None
 
     @classmethod
     def build(cls, tenants: Iterable[TenantQuota], cohorts: Iterable[CohortQuota] = ()) -> QuotaTree:
@@ -324,6 +301,21 @@ class QuotaTree:
         return twin
 
     @contextmanager
+    def all_at_once(self) -> Iterator[None]:
+        """What is charged inside walks up the tree once per tenant and pool, at the end: nothing may be asked before.
+
+        It comes to the same: of a node's usage the one above has what is above the guaranteed, in whatever steps it
+        came about. What is inside must not be undone as a part (`what_if`).
+        """
+        self._sums = sums = Counter[tuple[str, str]]()
+        try:
+            yield
+        finally:
+            self._sums = None
+            for (tenant, pool), delta in sums.items():
+                self._walk_up(tenant, pool, delta)
+
+    @contextmanager
     def what_if(self) -> Iterator[None]:
         """Whatever is charged or taken back inside is undone at the end, at a cost of the changes alone.
         Nests.
@@ -374,10 +366,15 @@ class QuotaTree:
             self._firm[(tenant, pool)] += sign * parts
         for name, count in units.items():
             self._units[(tenant, name)] += sign * count
+        if self._sums is not None:
+            self._sums[(tenant, pool)] += sign * parts
+        else:
+            self._walk_up(tenant, pool, sign * parts)
+
+    def _walk_up(self, tenant: str, pool: str, delta: int) -> None:
         p = self._pool.get(pool)
         if tenant not in self._tenant or p is None:
             return
-        delta = sign * parts
         usage, kept = self._usage, self._kept
         for node in self._paths[self._tenant[tenant]]:
             used = usage.item(node, p)
@@ -390,9 +387,3 @@ class QuotaTree:
 def _rise_above(used: int, more: int, guaranteed: int) -> int:
     """By how much the usage of the node above changes when that of a node does by `more`."""
     return max(0, used + more - guaranteed) - max(0, used - guaranteed)
-
-
-def _refuse_twice(path: str, names: Iterable[str]) -> None:
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise VmtError(Problem(Code.INVALID_FIELD, path, "names must be unique", ", ".join(twice)))
