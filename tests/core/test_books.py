@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from described import fleet, node
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_preemption import tree
 
@@ -67,6 +67,7 @@ class Player:
 
 
 @settings(max_examples=100)
+@example([("enter", "lab"), ("enter", "lab"), ("what if", "lab"), ("leave", "lab")])
 @given(
     st.lists(
         st.tuples(st.sampled_from(["enter", "enter", "leave", "what if", "out"]), st.sampled_from(HOLDS)),
