@@ -26,6 +26,7 @@ help:
 	@echo "make crash-points     every write of every scenario struck on a real API server (CRASH_POINTS_SHARD=i/n)"
 	@echo "make bench            benchmarks, with their gates"
 	@echo "make generate         crds/ and docs/reference/ from the models"
+	@echo "make clean            removes .venv and caches"
 
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "vmtenancy needs Python 3.11 or newer")'
