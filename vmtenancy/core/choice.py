@@ -32,6 +32,7 @@ from vmtenancy.core.options import (
 from vmtenancy.core.preemption import Preemption
 from vmtenancy.core.quota.policy import Fungibility
 from vmtenancy.core.requests import Admit, Demand
+from vmtenancy.core.search import first
 from vmtenancy.core.victims import Nomination
 
 Found = tuple[Admit, ...] | Nomination
@@ -139,16 +140,8 @@ def _search(demands: _Demands, policy: Fungibility, fit: _Try, room: _Try) -> Fo
     if found := _best(ways(demands), policy, fit, room):
         return found
     most = most_lacking(demands)
-    if not most or (found := _best(ways(demands, most), policy, fit, room)) is None:
-        return None
-    low, high = 1, most
-    while low < high:
-        middle = (low + high) // 2
-        if more := _best(ways(demands, middle), policy, fit, room):
-            found, high = more, middle
-        else:
-            low = middle + 1
-    return found
+    fewer = first(range(1, most + 1), lambda lacking: _best(ways(demands, lacking), policy, fit, room))
+    return fewer[1] if fewer else None
 
 
 def _best(tried: Iterable[_Demands], policy: Fungibility, fit: _Try, room: _Try) -> Found | None:

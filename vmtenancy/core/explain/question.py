@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from vmtenancy.core.calendar import Reserved
 from vmtenancy.core.explain.refusal import Reason
@@ -13,8 +12,6 @@ from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import Runtime
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Decision, Demand, Wait
-
-T = TypeVar("T")
 
 
 class Engine(Protocol):
@@ -136,16 +133,6 @@ class Outcome:
         """Whom it, or its group, stops."""
         ours = (d for d in self.decisions if isinstance(d, Wait) and d.demand.key in self.group)
         return tuple(victim for wait in ours for victim in wait.victims)
-
-
-def first(candidates: Sequence[T], good: Callable[[T], bool]) -> T | None:
-    """The first that is good, where all after a good one are good, too; each answer was asked for.
-
-    Asks at most 1 + ceil(log2 of their number) times.
-    """
-    if not candidates or not good(candidates[-1]):
-        return None
-    return candidates[bisect_left(candidates, True, hi=len(candidates) - 1, key=good)]
 
 
 def with_units(demand: Demand, index: int, name: str, count: int) -> Demand:

@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from vmtenancy.core.calendar import Reserved
-from vmtenancy.core.explain.question import Outcome, Question, first
+from vmtenancy.core.calendar import Reserved, lasts
+from vmtenancy.core.explain.question import Outcome, Question
 from vmtenancy.core.explain.shortage import utc
 from vmtenancy.core.requests import Admit, Demand, Wait
+from vmtenancy.core.search import first
 
 #: Most runs of the engine that look for the latest moment: fewer where each has much to decide.
 MOST_RUNS, LEAST_RUNS, ENOUGH = 64, 8, 20_000
@@ -84,7 +85,8 @@ class _Alone:
     def earliest(self) -> float | None:
         moments = _moments(self._question, self._now)
         # Without windows there is only ever more room.
-        bound = first(moments, lambda moment: self._has_place(moment, windows=False))
+        found = first(moments, lambda moment: self._has_place(moment, windows=False) or None)
+        bound = found and found[0]
         if bound is None or not self._question.reserved:
             return bound
         after = [moment for moment in moments if moment >= bound][:MOST_RUNS_ALONE]
@@ -138,12 +140,12 @@ class _World:
     def go_to(self, moment: float) -> None:
         """What ends by then has ended, what begins by then asks."""
         self._moment = moment
-        self._holds = {key: a for key, a in self._holds.items() if not _is_over(a.demand, moment)}
+        self._holds = {key: a for key, a in self._holds.items() if lasts(a.demand, moment)}
         begun = [window.demand for window in self._windows if window.start <= moment]
         self._windows = [window for window in self._windows if window.start > moment]
         self._waiting |= {demand.key: demand for demand in begun}
         self._promised |= {demand.key for demand in begun}
-        over = [key for key, d in self._waiting.items() if d.quota_alone and _is_over(d, moment)]
+        over = [key for key, d in self._waiting.items() if d.quota_alone and not lasts(d, moment)]
         for key in over:
             del self._waiting[key]
 
@@ -188,7 +190,3 @@ class _World:
         if parent is not None and parent.demand.ends is not None:
             ends = min(ends, parent.demand.ends)
         return replace(demand, ends=ends)
-
-
-def _is_over(demand: Demand, moment: float) -> bool:
-    return demand.ends is not None and demand.ends <= moment
