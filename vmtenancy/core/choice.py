@@ -137,10 +137,13 @@ _Try = Callable[[_Demands], Found | None]
 
 def _search(demands: _Demands, policy: Fungibility, fit: _Try, room: _Try) -> Found | None:
     """The full count, else as many units as get a place. Whether they do falls with the count, so it is bisected."""
-    if found := _best(ways(demands), policy, fit, room):
+
+    def best(lacking: int) -> Found | None:
+        return _best(ways(demands, lacking), policy, fit, room)
+
+    if found := best(0):
         return found
-    most = most_lacking(demands)
-    fewer = first(range(1, most + 1), lambda lacking: _best(ways(demands, lacking), policy, fit, room))
+    fewer: tuple[int, Found] | None = first(range(1, most_lacking(demands) + 1), best)
     return fewer[1] if fewer else None
 
 

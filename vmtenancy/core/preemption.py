@@ -276,7 +276,7 @@ class Preemption:
         tenant = demands[0].tenant
         together: dict[str, list[Admit]] = defaultdict(list)
         for admit in self._staying.values():
-            together[admit.demand.group or f"/{admit.demand.key}"].append(admit)
+            together[admit.demand.together].append(admit)
         for grants in together.values():
             grants.sort(key=lambda grant: grant.demand.key)
             ways = frozenset.intersection(*(self._ways(demands, grant.demand, need) for grant in grants))

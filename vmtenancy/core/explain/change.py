@@ -7,6 +7,7 @@ priorities only as many are tried as a binary search needs. Of other classes the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -128,21 +129,16 @@ def explain(
     smaller, other = _smaller(question), _other_class(question)
     ends, priority = _ends(question, wait), _priority(question, wait)
     start = start_of(question, outcome, now) if wait.position else None
-    positions = _positions(fleet, outcome.decisions, key)
+    positions = _positions(outcome.decisions, key)
     return Explanation(wait, positions, start, smaller, other, ends, priority, question.runs)
 
 
-def _positions(fleet: Fleet, decisions: Iterable[Decision], key: str) -> dict[str, int]:
+def _positions(decisions: Iterable[Decision], key: str) -> dict[str, int]:
     """Places in the queues of the pools that it waits for, as `decide` counts them."""
-    ahead: dict[str, int] = {}
+    ahead: Counter[str] = Counter()
     for decision in decisions:
-        pools: set[str] = set()
-        if isinstance(decision, Wait) and decision.position:
-            names = (name for name, _ in decision.demand.requests if name in fleet.offerings)
-            short = decision.shortage
-            pools = {short.pool} if short else {fleet.offerings[name].pool for name in names}
-        for pool in pools:
-            ahead[pool] = ahead.get(pool, 0) + 1
+        pools = decision.pools if isinstance(decision, Wait) else ()
+        ahead.update(pools)
         if decision.demand.key == key:
             return {pool: ahead[pool] for pool in sorted(pools)}
     raise KeyError(key)

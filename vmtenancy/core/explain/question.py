@@ -54,11 +54,7 @@ class Question:
     @property
     def group(self) -> frozenset[str]:
         """The keys of all that is decided together with the demand, itself among them."""
-        return frozenset(
-            demand.key
-            for demand in self.demands
-            if demand.key == self.key or (demand.group and demand.group == self.demand.group)
-        )
+        return frozenset(demand.key for demand in self.demands if demand.together == self.demand.together)
 
     @property
     def owners(self) -> frozenset[str]:
