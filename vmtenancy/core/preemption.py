@@ -28,7 +28,7 @@ from vmtenancy.core.quota.resources import Resource
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Demand
 from vmtenancy.core.search import first
-from vmtenancy.core.victims import Candidate, Nomination, is_safe, leave, rank, youngest
+from vmtenancy.core.victims import Candidate, Nomination, leave, rank, safe_times, youngest
 
 #: Nodes on which room is tried to be made, those with the fewest candidates first.
 _MOST_NODES = 16
@@ -79,7 +79,7 @@ class Preemption:
 
     @cached_property
     def _some_are_safe(self) -> bool:
-        return any(is_safe(admit) for admit in self._staying.values())
+        return any(map(safe_times, self._staying.values()))
 
     def find(self, demands: Sequence[Demand]) -> Nomination | None:
         """Places for demands that do not fit now, or None. Nothing is changed."""

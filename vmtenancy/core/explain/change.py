@@ -118,9 +118,9 @@ def explain(
     `now` is in seconds, as `Demand.ends`: what ends by then is about to. Raises KeyError where nothing of that key is
     demanded.
     """
-    engine = partial(decide, fleet, tree, promises=promises, policies=policies)
+    engine = partial(decide, fleet, tree, policies=policies)
     question = Question(
-        engine, fleet, tree, tuple(holds), tuple(demands), key, ending, promised, tuple(reserved)
+        engine, fleet, tree, tuple(holds), tuple(demands), key, ending, promised, tuple(reserved), promises
     )
     outcome = question.ask(question.holds, question.demands)
     wait = outcome.decision

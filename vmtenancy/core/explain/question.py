@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from vmtenancy.core.calendar import Reserved
 from vmtenancy.core.explain.refusal import Reason
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import Runtime
+from vmtenancy.core.options import Units
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Decision, Demand, Wait
 
@@ -24,6 +25,7 @@ class Engine(Protocol):
         ending: frozenset[str],
         promised: frozenset[str],
         reserved: Sequence[Reserved],
+        promises: Mapping[str, Units],
     ) -> list[Decision]:
         """The decisions in queue order."""
 
@@ -44,6 +46,7 @@ class Question:
     ending: frozenset[str]
     promised: frozenset[str]
     reserved: Sequence[Reserved]
+    promises: Mapping[str, Units]
     runs: int = 0
     demand: Demand = field(init=False)
 
@@ -82,6 +85,7 @@ class Question:
         ending: frozenset[str] | None = None,
         promised: frozenset[str] | None = None,
         reserved: Sequence[Reserved] | None = None,
+        promises: Mapping[str, Units] | None = None,
     ) -> Outcome:
         """What is decided of other holds and demands; all else is as it is."""
         self.runs += 1
@@ -91,6 +95,7 @@ class Question:
             self.ending if ending is None else ending,
             self.promised if promised is None else promised,
             self.reserved if reserved is None else reserved,
+            self.promises if promises is None else promises,
         )
         return Outcome(self.key, self.group, tuple(decisions))
 
@@ -123,6 +128,12 @@ class Outcome:
     def _found(self) -> Decision | None:
         """None once its window is over."""
         return next((decision for decision in self.decisions if decision.demand.key == self.key), None)
+
+    @property
+    def stops_from(self) -> float | None:
+        """As `Wait.stops_from`; None where it does not wait."""
+        found = self._found
+        return found.stops_from if isinstance(found, Wait) else None
 
     @property
     def victims(self) -> tuple[str, ...]:
