@@ -142,6 +142,8 @@ def test_between_windows_the_least_run_time_counts_too() -> None:
     windows = [window("w", 2, NOW + 20.0, NOW + 100.0)]
     assert start(rules, live, ask("x", "a", 4, priority=1)) == (10.0, 10.0)
     assert start(rules, live, ask("x", "a", 4, priority=1), reserved=windows) == (70.0, 70.0)
+    ahead = ask("ahead", "a", 6, priority=2)
+    assert start(rules, live, ahead, ask("x", "a", 4, priority=1), reserved=windows) == (70.0, None)
 
 
 def test_who_is_promised_fewer_takes_no_more() -> None:
