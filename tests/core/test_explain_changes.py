@@ -80,6 +80,13 @@ def test_no_more_than_the_nearest_classes_are_tried() -> None:
     assert more == MOST_CLASSES
 
 
+def test_classes_that_the_runtime_does_not_get_are_no_tries() -> None:
+    many = [Offering(f"c{i}", "h100", GPU, {Mode.CONTAINER: "nvidia.com/gpu"}) for i in range(MOST_CLASSES)]
+    supply = Fleet.build(SLICED, POOLS, (*OFFERINGS, *many))
+    live = running(supply, quotas(a=8), ask("runs", "a", 2))
+    assert why(supply, quotas(a=8), live, [ask("x", "a", 3)], "x").other_class == (("half", 3),)
+
+
 def test_the_least_priority_that_admits_it_now() -> None:
     demands = [ask("first", "a", 6, priority=7), ask("x", "a", 4, priority=2), ask("low", "a", 2)]
     told = why(fleet(*ONE), quotas(a=8), [], demands, "x")

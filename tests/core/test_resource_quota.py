@@ -166,6 +166,10 @@ def test_what_is_not_preemptible_takes_of_the_nominal_quota_alone() -> None:
         "and what is not preemptible",
     )
     assert running(tree, vm("w", cpu=2_000), live=live)[-1].borrowed == {CPU: 2_000}
+    together = [vm("soft", storage=6), vm("w", storage=5, preemptible=False, created=1.0)]
+    _, wait = decide(supply(), tree, [], together)
+    assert isinstance(wait, Wait), "volumes are not given back, whoever has them"
+    assert wait.reason is Reason.OWN_QUOTA_EXCEEDED
     wait = only(tree, [volumes("soft", "a", 6)], vm("w", storage=5, preemptible=False))
     assert wait.message.endswith("needs 5 of the nominal quota of tenant a, 4 of 10 are not taken by volumes")
 
