@@ -134,6 +134,13 @@ def test_who_has_run_for_the_least_time_may_be_stopped_then() -> None:
     assert start(rules, young(lives(rules, low=(8, None)), low=50.0), ahead, x) == (50.0, 70.0)
     equal = ask("x", "a", 8)
     assert start(rules, young(lives(rules, low=(8, None)), low=50.0), equal) is None, "x never stops low"
+    lent = young(lives(rules, low=(8, 200.0)), low=50.0)
+    assert start(
+        rules, lent, replace(ahead, requests=(("whole", 4),)), replace(equal, requests=(("whole", 2),))
+    ) == (
+        50.0,
+        50.0,
+    ), "eight are stopped for four"
 
 
 def test_between_windows_the_least_run_time_counts_too() -> None:
@@ -174,6 +181,20 @@ def test_a_pod_waits_for_its_virtual_cluster() -> None:
     found = explain(on, rules, live, [lab, pod], "x", now=NOW)
     assert found is not None
     assert found.start == Start(NOW + 30.0, NOW + 30.0, NOW)
+
+
+def test_a_pod_ends_with_its_virtual_cluster() -> None:
+    on, rules = fleet(node("c", Mode.CONTAINER, 4)), tree(a=4)
+    lab = Demand("lab", "a", Runtime.HOLD, (), maximum=(("whole", 4),), ends=NOW + 40.0)
+    live = [*running(on, rules, ask("runs", "a", 4, Runtime.POD, ends=NOW + 30.0)), Admit(lab, None)]
+    pod = ask("x", "a", 3, Runtime.POD, parent="lab", ends=NOW + 40.0)
+    later = [window("w", 4, NOW + 50.0, NOW + 60.0)]
+    found = explain(on, rules, live, [pod], "x", reserved=later, now=NOW)
+    assert found is not None
+    assert found.start == Start(NOW + 30.0, NOW + 30.0, NOW), "it is gone before the window begins"
+    none = explain(on, rules, live, [replace(pod, requests=(("whole", 5),))], "x", now=NOW)
+    assert none is not None
+    assert none.start is None
 
 
 def test_words() -> None:
@@ -263,3 +284,4 @@ def test_a_window_that_is_over_before_there_is_room_never_starts() -> None:
     live = lives(rules, all=(8, 60.0))
     over = Demand("x", "a", Runtime.HOLD, (("whole", 2),), quota_alone=True, ends=NOW + 50.0)
     assert start(rules, live, over) is None
+    assert start(rules, lives(rules, one=(4, 30.0), two=(4, 60.0)), over) == (30.0, 30.0), "it begins late"

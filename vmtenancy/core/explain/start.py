@@ -93,10 +93,9 @@ class _Alone:
         self._demands = [demand for demand in question.demands if demand.key in with_it]
 
     def earliest(self) -> float | None:
-        question, moments = self._question, _moments(self._question, self._now)
-        least = {
-            until for admit in question.holds for until in safe_times(admit) if self._now < until < math.inf
-        }
+        question, end = self._question, self._end()
+        moments = [moment for moment in _moments(question, self._now) if moment < end]
+        least = {until for admit in question.holds for until in safe_times(admit) if self._now < until < end}
         # Without windows there is only ever more room.
         found = first(sorted(least.union(moments)), self._placed)
         if found is None or not question.reserved:
@@ -111,6 +110,13 @@ class _Alone:
                 break
             moment = later
         return found[0]
+
+    def _end(self) -> float:
+        """From when on it can not start any more: a window is over, or what it draws on."""
+        demand, holds = self._question.demand, self._question.holds
+        over = [admit.demand.ends for admit in holds if admit.demand.key == demand.parent]
+        over += [demand.ends] if demand.quota_alone else []
+        return min((end for end in over if end is not None), default=math.inf)
 
     def _placed(self, moment: float) -> Outcome | None:
         """What is decided then, without windows, if it has a place."""
