@@ -99,8 +99,11 @@ def test_ways_come_in_order_the_last_request_changes_first_and_counts_fall_in_st
     assert most_lacking([demand]) == 3
     assert next(dict(way.requests) for (way,) in ways([demand], 2)) == {"h100": 2, "l40s": 2}
     other = Demand("x", "a", Runtime.VM, (("h100", 8),), minimum=(("h100", 2),))
-    (first, *_) = ways([demand, other], 4)
+    first, *rest = ways([demand, other], 4)
     assert [dict(each.requests) for each in first] == [{"h100": 3, "l40s": 2}, {"h100": 6}]
+    assert [dict(last.requests) for _, last in rest] == [{"h100": 6}] * 3, (
+        "who has no more ways stays with its last"
+    )
     for less, more in pairwise(range(10)):
         counts = [
             [n for each in next(ways([demand, other], k)) for _, n in each.requests] for k in (less, more)
@@ -191,6 +194,26 @@ def test_what_is_kept_for_a_nominated_alternative_nobody_behind_gets() -> None:
     assert first.message == "has a place with 3 x a100 once low ends, stopped for it"
     assert isinstance(second, Wait), "the free one is kept"
     assert second.position == 2, "both wait for the pool of the alternative"
+
+
+def test_places_in_queues_are_by_what_each_waits_for() -> None:
+    rules = tree(tenant("a", None, PreemptionPolicy(LOWER), h100=1, a100=3))
+    low = got_all(decide(fleet(), rules, [], [Demand("low", "a", Runtime.VM, (("a100", 2),))]))
+    late = Demand("late", "a", Runtime.VM, (("a100", 1),))
+    all_of = [Demand(f"all-{p}", "a", Runtime.VM, ((p, n),)) for p, n in (("h100", 1), ("a100", 3))]
+    both = got_all(decide(fleet(), rules, [], all_of))
+    members = [Demand(p, "a", Runtime.VM, ((p, 1),), priority=1, group="g") for p in ("h100", "a100")]
+    for live, asked, places in (
+        (low, [ask("w", 3, "a100", priority=1), late], [{"a100": 1}, {"a100": 2}]),
+        (both, members, [{"a100": 1, "h100": 1}, {"a100": 2, "h100": 2}]),
+    ):
+        waits = decide(fleet(), rules, live, asked)
+        for wait, place in zip(waits, places, strict=True):
+            found = explain(fleet(), rules, live, asked, wait.demand.key)
+            assert found
+            assert found.positions == place
+            assert isinstance(wait, Wait)
+            assert wait.position == max(place.values())
 
 
 def got_all(decisions: Iterable[Decision]) -> list[Admit]:
@@ -392,10 +415,12 @@ def test_nobody_has_to_go_once_the_full_count_is_free_and_ones_own() -> None:
 
 def test_a_promise_of_what_is_not_asked_for_any_more_is_none() -> None:
     rules = tree(tenant("a", h100=4, a100=4))
-    w, promises = ask("w", 2, "a100"), {"w": (("l40s", 2),)}
-    (answer,) = decide(fleet(), rules, [], [w], frozenset(), frozenset({"w"}), (), promises)
-    assert isinstance(answer, Admit)
-    assert answer.demand.requests == (("h100", 2),)
+    w = ask("w", 2, "a100", least=2)
+    for promised in (("l40s", 2), ("a100", 1), ("a100", 3)):
+        promises = {"w": (promised,)}
+        (answer,) = decide(fleet(), rules, [], [w], frozenset(), frozenset({"w"}), (), promises)
+        assert isinstance(answer, Admit)
+        assert answer.demand.requests == (("h100", 2),)
 
 
 def test_what_is_short_of_an_alternative_is_told_in_its_own_unit() -> None:

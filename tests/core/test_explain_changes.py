@@ -80,6 +80,30 @@ def test_no_more_than_the_nearest_classes_are_tried() -> None:
     assert more == MOST_CLASSES
 
 
+@pytest.mark.parametrize(
+    ("pool", "mode"), [("h100", Mode.CONTAINER), ("a100", Mode.PASSTHROUGH), ("none", Mode.PASSTHROUGH)]
+)
+def test_classes_that_nobody_would_get_are_no_tries(pool: str, mode: Mode) -> None:
+    """Not delivered to machines, of a pool without quota, of one that does not exist."""
+    many = [Offering(f"c{i}", pool, GPU, {mode: "nvidia.com/gpu"}) for i in range(MOST_CLASSES)]
+    other = replace(POOLS[0], name="a100", products=frozenset({"A100"}))
+    supply = Fleet.build(SLICED, (*POOLS, other), (*OFFERINGS, *many))
+    live = running(supply, quotas(a=8), ask("runs", "a", 2))
+    assert why(supply, quotas(a=8), live, [ask("x", "a", 3)], "x").other_class == (("half", 3),)
+
+
+def test_classes_that_a_virtual_cluster_may_not_use_are_no_tries() -> None:
+    way = {Mode.CONTAINER: "nvidia.com/half"}
+    many = [
+        Offering(name, "h100", GPU // 2, way) for name in (*(f"c{i}" for i in range(MOST_CLASSES)), "own")
+    ]
+    half = node("c", Mode.CONTAINER, 2, capacity={"nvidia.com/half": 4})
+    supply = Fleet.build((half,), POOLS, (*OFFERINGS, *many))
+    lab = Demand("lab", "a", Runtime.HOLD, (), maximum=(("whole", 2), ("own", 2)))
+    told = why(supply, quotas(a=8), [Admit(lab, None)], [ask("x", "a", 2, Runtime.POD, parent="lab")], "x")
+    assert told.other_class == (("own", 2),)
+
+
 def test_the_least_priority_that_admits_it_now() -> None:
     demands = [ask("first", "a", 6, priority=7), ask("x", "a", 4, priority=2), ask("low", "a", 2)]
     told = why(fleet(*ONE), quotas(a=8), [], demands, "x")

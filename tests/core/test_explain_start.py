@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 import pytest
 from described import fleet, node
@@ -17,8 +18,9 @@ from vmtenancy.core.explain import start as start_module
 from vmtenancy.core.explain.change import explain
 from vmtenancy.core.explain.start import Start
 from vmtenancy.core.fleet.model import Mode, Runtime
+from vmtenancy.core.quota.policy import PreemptionPolicy
 from vmtenancy.core.quota.tree import CohortQuota, PoolQuota, QuotaTree, TenantQuota
-from vmtenancy.core.requests import Admit, Demand
+from vmtenancy.core.requests import Admit, Demand, Tenure
 
 NOW = 1000.0
 
@@ -109,6 +111,61 @@ def test_windows_begin_and_end() -> None:
     assert start(rules, live, replace(short, ends=NOW + 31.0), reserved=windows) == (90.0, 90.0)
 
 
+def young(live: list[Admit], **until: float) -> list[Admit]:
+    """What runs; those named are left alone by their own tenant until so many seconds from now."""
+    return [
+        replace(a, tenure=Tenure(safe_within_tenant=NOW + until[key]))
+        if (key := a.demand.key) in until
+        else a
+        for a in live
+    ]
+
+
+def test_who_has_run_for_the_least_time_may_be_stopped_then() -> None:
+    rules, x = tree(within=LOWER, a=8), ask("x", "a", 8, priority=1)
+    assert start(rules, young(lives(rules, low=(8, None)), low=50.0), x) == (50.0, 50.0)
+    assert start(rules, young(lives(rules, low=(8, None)), low=inf), x) is None
+    assert start(rules, young(lives(rules, low=(8, 30.0)), low=50.0), x) == (30.0, 30.0), (
+        "its lease ends before"
+    )
+    two = young(lives(rules, low=(4, None), lower=(4, None)), low=50.0, lower=70.0)
+    assert start(rules, two, x) == (70.0, 70.0)
+    ahead = ask("ahead", "a", 8, priority=2, ends=NOW + 20.0)
+    assert start(rules, young(lives(rules, low=(8, None)), low=50.0), ahead, x) == (50.0, 70.0)
+    equal = ask("x", "a", 8)
+    assert start(rules, young(lives(rules, low=(8, None)), low=50.0), equal) is None, "x never stops low"
+    lent = young(lives(rules, low=(8, 200.0)), low=50.0)
+    assert start(
+        rules, lent, replace(ahead, requests=(("whole", 4),)), replace(equal, requests=(("whole", 2),))
+    ) == (
+        50.0,
+        50.0,
+    ), "eight are stopped for four"
+
+
+def test_between_windows_the_least_run_time_counts_too() -> None:
+    rules = tree(within=LOWER, a=8)
+    live = young(lives(rules, one=(3, None), two=(3, None)), one=10.0, two=70.0)
+    windows = [window("w", 2, NOW + 20.0, NOW + 100.0)]
+    assert start(rules, live, ask("x", "a", 4, priority=1)) == (10.0, 10.0)
+    assert start(rules, live, ask("x", "a", 4, priority=1), reserved=windows) == (70.0, 70.0)
+    ahead = ask("ahead", "a", 6, priority=2)
+    assert start(rules, live, ahead, ask("x", "a", 4, priority=1), reserved=windows) == (70.0, None)
+
+
+def test_who_is_promised_fewer_takes_no_more() -> None:
+    quota = (PoolQuota("h100", 2),)
+    mine, theirs = PreemptionPolicy(reclaim_within_cohort=ANY), PreemptionPolicy()
+    rules = QuotaTree.build(
+        [TenantQuota("a", "team", quota, mine), TenantQuota("b", "team", quota, theirs)],
+        [CohortQuota("team")],
+    )
+    live = running(fleet(*ONE), rules, ask("theirs", "b", 4))
+    taking, x = ask("taking", "a", 3, minimum=(("whole", 1),)), ask("x", "b", 2, created=1.0)
+    assert start(rules, live, taking, x) == (0.0, 0.0), "two are left"
+    assert start(rules, live, replace(taking, minimum=()), x) is None, "nobody is stopped for three"
+
+
 def test_a_machine_and_its_group_are_looked_at_together() -> None:
     rules = tree(a=8)
     live = lives(rules, one=(4, 30.0), two=(4, 60.0))
@@ -124,6 +181,20 @@ def test_a_pod_waits_for_its_virtual_cluster() -> None:
     found = explain(on, rules, live, [lab, pod], "x", now=NOW)
     assert found is not None
     assert found.start == Start(NOW + 30.0, NOW + 30.0, NOW)
+
+
+def test_a_pod_ends_with_its_virtual_cluster() -> None:
+    on, rules = fleet(node("c", Mode.CONTAINER, 4)), tree(a=4)
+    lab = Demand("lab", "a", Runtime.HOLD, (), maximum=(("whole", 4),), ends=NOW + 40.0)
+    live = [*running(on, rules, ask("runs", "a", 4, Runtime.POD, ends=NOW + 30.0)), Admit(lab, None)]
+    pod = ask("x", "a", 3, Runtime.POD, parent="lab", ends=NOW + 40.0)
+    later = [window("w", 4, NOW + 50.0, NOW + 60.0)]
+    found = explain(on, rules, live, [pod], "x", reserved=later, now=NOW)
+    assert found is not None
+    assert found.start == Start(NOW + 30.0, NOW + 30.0, NOW), "it is gone before the window begins"
+    none = explain(on, rules, live, [replace(pod, requests=(("whole", 5),))], "x", now=NOW)
+    assert none is not None
+    assert none.start is None
 
 
 def test_words() -> None:
@@ -213,3 +284,4 @@ def test_a_window_that_is_over_before_there_is_room_never_starts() -> None:
     live = lives(rules, all=(8, 60.0))
     over = Demand("x", "a", Runtime.HOLD, (("whole", 2),), quota_alone=True, ends=NOW + 50.0)
     assert start(rules, live, over) is None
+    assert start(rules, lives(rules, one=(4, 30.0), two=(4, 60.0)), over) == (30.0, 30.0), "it begins late"

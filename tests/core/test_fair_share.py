@@ -46,6 +46,15 @@ def let_in(decisions: Sequence[Decision]) -> str:
     return keys([decision for decision in decisions if isinstance(decision, Admit)])
 
 
+def test_the_extent_is_of_the_root_by_all_weights_on_the_way() -> None:
+    rules = QuotaTree.build(
+        [TenantQuota("a", "sub", quota(2), weight=3)],
+        [CohortQuota("team", None, quota(6)), CohortQuota("sub", "team", quota(0), weight=2)],
+    )
+    rules.charge("a", "h100", 6 * GPU, "x")
+    assert [rules.extent("a", level) for level in range(2)] == [4 / 8 / (3 * 2), 4 / 8 / 2]
+
+
 def test_without_any_quota_nobody_has_borrowed() -> None:
     assert QuotaTree.build([TenantQuota("a", "team")], [CohortQuota("team")]).share("a") == 0
 

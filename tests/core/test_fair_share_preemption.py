@@ -17,7 +17,7 @@ from test_preemption import ask, only, running
 from vmtenancy.core.admission import decide
 from vmtenancy.core.books import Books
 from vmtenancy.core.explain.refusal import Reason
-from vmtenancy.core.fleet.model import Mode
+from vmtenancy.core.fleet.model import Mode, Runtime
 from vmtenancy.core.levels import levels
 from vmtenancy.core.quota.policy import BorrowWithinCohort, PreemptionPolicy, Preempts
 from vmtenancy.core.quota.tree import CohortQuota, PoolQuota, QuotaTree, TenantQuota
@@ -115,6 +115,51 @@ def test_where_others_stand_falls_with_each_who_goes_in_one_round() -> None:
     assert isinstance(second, Wait)
     assert first.victims == ("b1",), "the cheapest of those that stand above it"
     assert second.victims == (), "b2 stands where c0 would now, and b3 alone is not enough"
+
+
+def test_what_got_its_place_in_this_round_lets_nobody_stand_higher() -> None:
+    rules = tree(4, "a", "b")
+    live = granted(rules, ask("b0", "b", 2))
+    first, second = decide(
+        fleet(LARGE), rules, live, [ask("b1", "b"), ask("w", "a", 2)], promised=frozenset({"b1"})
+    )
+    assert isinstance(first, Admit)
+    assert isinstance(second, Wait)
+    assert second.victims == (), "b0 stands at 2/4, as w would"
+    assert stopped(rules, granted(rules, ask("b0", "b", 2), ask("b1", "b")), ask("w", "a", 2)) == ("b1",)
+
+
+def test_it_is_judged_with_those_who_go_and_nobody_else() -> None:
+    rules = QuotaTree.build(
+        [
+            TenantQuota(t, c, (PoolQuota("h100", 0),), FAIR)
+            for t, c in (("a", "c1"), ("x", "c1"), ("y", "c2"))
+        ],
+        [
+            CohortQuota("team", None, (PoolQuota("h100", 8),)),
+            CohortQuota("c1", "team"),
+            CohortQuota("c2", "team"),
+        ],
+    )
+    live = granted(rules, ask("x0", "x", 4), ask("y0", "y", 4, created=9))
+    assert stopped(rules, live, ask("w", "a", 2)) == ("x0",), (
+        "y0 is younger, but c1 would have 6 of 8 without it"
+    )
+
+
+def test_more_go_rather_than_that_one_has_less_than_its_share() -> None:
+    rules = tree(8, "a", "b")
+    live = granted(rules, ask("a0", "a"), ask("big", "b", 5), ask("b1", "b"), ask("b2", "b"))
+    assert set(stopped(rules, live, ask("w", "a", 2))) == {"b1", "b2"}, "without big, b would have 2, and a 3"
+
+
+def test_a_guarantee_takes_nothing_for_fairness() -> None:
+    on, rules = fleet(node("pods", Mode.CONTAINER, 8)), tree(4, "a", "b")
+    live = running(on, rules, *(ask(f"b{i}", "b", 1, Runtime.POD, created=i) for i in range(4)))
+    live = [replace(each, tenure=Tenure(float(i))) for i, each in enumerate(live)]
+    hold = Demand("lab", "a", Runtime.HOLD, (("whole", 1),), maximum=(("whole", 1),))
+    assert only(decide(on, rules, live, [hold])).victims == ()
+    assert only(decide(on, rules, live, [ask("w", "a", 1, Runtime.POD)])).victims == ("b3",)
 
 
 def test_the_round_of_a_request_by_fair_share_is_kept_for_it() -> None:

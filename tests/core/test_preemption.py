@@ -142,6 +142,14 @@ def test_victims_free_the_devices_of_one_node_as_well() -> None:
     assert wait.victims == (), "nobody is stopped for what could not be placed"
 
 
+def test_nobody_gives_back_more_than_was_borrowed() -> None:
+    rules = tree(reclaim=ANY, a=4, b=2, c=2)
+    demands = [ask(f"{of}{i}", of, 2, created=i + 2 * (of == "b")) for of in "cb" for i in range(2)]
+    live = running(fleet(*ONE), rules, *demands)
+    wait = only(decide(fleet(*ONE), rules, live, [ask("back", "a", 4)]))
+    assert set(wait.victims) == {"b1", "c1"}, "b0 is younger than c1, and all that b has left is its own"
+
+
 def test_of_one_node_more_may_go_if_the_smallest_goes_first() -> None:
     """Each victim's tenant holds more than its share when it goes: with the largest first the rest would be safe."""
     on = fleet(node("n1", Mode.PASSTHROUGH, 3), node("n2", Mode.PASSTHROUGH, 2))

@@ -160,7 +160,7 @@ class Reversed:
 
 
 def test_an_own_order() -> None:
-    rules = tree(PreemptionPolicy(), a=2, b=2)
+    rules = tree(PreemptionPolicy(), a=3, b=1)  # b2 borrows, and by fair share a1 would go before it
     demands = [
         ask("b2", "b", created=2),
         ask("a1", "a", created=1),

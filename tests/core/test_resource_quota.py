@@ -149,7 +149,9 @@ def test_volumes_are_charged_without_a_grant_and_never_given_back() -> None:
     wait = only(tree, live, vm("w", storage=5, priority=9))
     assert (wait.reason, wait.victims) == (Reason.QUOTA_EXCEEDED, ())
     assert wait.message == "storage: needs 5, 4 free of 10 in cohort team; held by volumes of x 6"
-    assert running(tree, vm("w", storage=4), live=live)[-1].charged == {"h100": GPU, STORAGE: 4}
+    more = running(tree, vm("w", storage=4), live=live)
+    assert more[-1].charged == {"h100": GPU, STORAGE: 4}
+    assert only(tree, more, vm("v", storage=1, priority=9)).victims == (), "its volumes would stay"
 
 
 def test_what_is_not_preemptible_takes_of_the_nominal_quota_alone() -> None:
@@ -164,6 +166,10 @@ def test_what_is_not_preemptible_takes_of_the_nominal_quota_alone() -> None:
         "and what is not preemptible",
     )
     assert running(tree, vm("w", cpu=2_000), live=live)[-1].borrowed == {CPU: 2_000}
+    together = [vm("soft", storage=6), vm("w", storage=5, preemptible=False, created=1.0)]
+    _, wait = decide(supply(), tree, [], together)
+    assert isinstance(wait, Wait), "volumes are not given back, whoever has them"
+    assert wait.reason is Reason.OWN_QUOTA_EXCEEDED
     wait = only(tree, [volumes("soft", "a", 6)], vm("w", storage=5, preemptible=False))
     assert wait.message.endswith("needs 5 of the nominal quota of tenant a, 4 of 10 are not taken by volumes")
 

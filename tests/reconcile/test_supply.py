@@ -185,13 +185,14 @@ def test_a_sick_device_gets_nothing(lab: Lab) -> None:
     assert lab.status(*A)["phase"] == "Running"
 
 
-def test_what_is_half_known_of_a_sick_gpu_decides_nothing(lab: Lab) -> None:
+@pytest.mark.parametrize("product", ["NVIDIA-GPU", "NVIDIA-H100-80GB-HBM3"])
+def test_what_is_half_known_of_a_sick_gpu_decides_nothing(lab: Lab, product: str) -> None:
     """The first GPU of the node is sick, its product and memory are what could be told without it."""
     products = {"selector": {"products": ["NVIDIA-H100-80GB-HBM3"], "minMemory": "79Gi"}}
     lab.apply(manifest("GpuPool", "h100", products))
     obj = lab.get("GpuNode", "", "machines")
     first, *others = obj["status"]["gpus"]
-    sick = {"pciAddress": first["pciAddress"], "product": "NVIDIA-GPU", "healthy": False}
+    sick = {"pciAddress": first["pciAddress"], "product": product, "healthy": False}
     lab.cluster.replace({**obj, "status": {**obj["status"], "gpus": [sick, *others]}}, status=True)
     lab.settle()
     assert lab.status("GpuPool", "", "h100")["allocatable"] == 8

@@ -75,6 +75,21 @@ def test_a_place_counts_from_when_it_was_promised(lab: Lab) -> None:
     assert live.tenure.since < granted_at(lab, "mine")
 
 
+def test_the_places_of_a_group_count_from_one_moment(lab: Lab) -> None:
+    lab.apply(tenant("vision", 4, preemption=LOWER), group("g", 2), gpu_vm("low", 4))
+    lab.settle()
+    lab.apply(*(gpu_vm(name, 1, priority=5, group="g") for name in ("x", "y")))
+    lab.reconcile()
+    lab.reconcile()
+    grant = lab.grant("GpuVM", "vision", "low")
+    assert grant is not None
+    promised = grant["status"]["revoked"]["at"]
+    lab.cluster.now += 100
+    lab.settle()
+    for name in ("x", "y"):
+        assert lab.grant("GpuVM", "vision", name)["spec"]["promisedAt"] == promised  # type: ignore[index]
+
+
 def test_without_the_policy_a_borrower_keeps_what_it_has(lab: Lab) -> None:
     shared(lab, {"withinTenant": "LowerOrNewerEqualPriority"})
     lab.apply(gpu_vm("a", 4, namespace="llm"))

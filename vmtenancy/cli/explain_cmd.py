@@ -16,7 +16,8 @@ from vmtenancy.cli.get import kind_of
 from vmtenancy.errors import Code, Problem, VmtError
 
 if TYPE_CHECKING:
-    from vmtenancy.core.explain.change import Explanation, Requests
+    from vmtenancy.core.explain.change import Explanation
+    from vmtenancy.core.options import Units
     from vmtenancy.reconcile.steps import Object
     from vmtenancy.reconcile.view import View
 
@@ -122,7 +123,7 @@ def _data(why: Explanation) -> dict[str, Any]:
     from vmtenancy.core.explain.shortage import amount, utc
     from vmtenancy.core.quota.resources import Resource
 
-    def units(requests: Requests | None) -> list[dict[str, Any]] | None:
+    def units(requests: Units | None) -> list[dict[str, Any]] | None:
         return None if requests is None else [{"class": name, "count": count} for name, count in requests]
 
     def when(moment: float | None) -> str | None:

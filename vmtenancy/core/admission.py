@@ -118,7 +118,16 @@ def decide(
                     told = f"the group {demand.group} waits as a whole: {told}"
                 gets = to_come.get(demand.key, ())
                 decided[demand.key] = Wait(
-                    demand, why.reason, told, problem, position, shortage, victims, gets, stops_from
+                    demand,
+                    why.reason,
+                    told,
+                    problem,
+                    position,
+                    shortage,
+                    victims,
+                    gets,
+                    stops_from,
+                    why.pools,
                 )
                 victims = ()  # they are stopped once
     return [decided[demand.key] for together in queue for demand in together]

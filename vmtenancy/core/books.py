@@ -214,7 +214,7 @@ class Books:
         fleet, tree, tenant = self._fleet, self._tree, demand.tenant
         classes = demand.runtime, demand.quota_alone, tuple(name for name, _ in demand.requests)
         if classes not in self._of_classes:
-            self._of_classes[classes] = _class_refusal(fleet, *classes)
+            self._of_classes[classes] = class_refusal(fleet, *classes)
         if why := self._of_classes[classes] or self.quota_refusal(demand):
             return why
         gross = _by_pool(demand, fleet)
@@ -323,7 +323,8 @@ class Books:
         return max(0, over + amount) - max(0, over)
 
 
-def _class_refusal(fleet: Fleet, runtime: Runtime, quota_alone: bool, names: Sequence[str]) -> Refusal | None:
+def class_refusal(fleet: Fleet, runtime: Runtime, quota_alone: bool, names: Sequence[str]) -> Refusal | None:
+    """What is wrong with classes that are asked for together, whatever is free; None where nothing is."""
     for i, name in enumerate(names):
         if name not in fleet.offerings:
             return refusal.unknown_class(i, name, fleet.offerings)

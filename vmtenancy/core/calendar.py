@@ -43,13 +43,13 @@ class Calendar:
             then = books.of_quota()
             # A hold goes after what draws on it.
             for admit in sorted(live, key=lambda admit: admit.demand.runtime is Runtime.HOLD):
-                if admit.demand.key in ending or not _lasts(admit.demand, start):
+                if admit.demand.key in ending or not lasts(admit.demand, start):
                     then.leave_quota(admit)
             kept = []
             for window in windows:
                 if (
                     window.start <= start
-                    and _lasts(window.demand, start)
+                    and lasts(window.demand, start)
                     and not then.quota_refusal(window.demand)
                 ):
                     then.enter_quota(Admit(window.demand, None))
@@ -61,7 +61,7 @@ class Calendar:
         """Demands were admitted in this round."""
         for admit in admits:
             for start, then, _ in self._moments:
-                if _lasts(admit.demand, start):
+                if lasts(admit.demand, start):
                     then.enter_quota(admit)
 
     def refusal(self, demands: Iterable[Demand]) -> Refusal | None:
@@ -70,7 +70,7 @@ class Calendar:
         for start, then, windows in self._moments:
             with then.what_if():
                 for demand in demands:
-                    if not _lasts(demand, start):
+                    if not lasts(demand, start):
                         continue
                     if why := then.quota_refusal(demand):
                         if _is_in_the_way(why, then, windows, demands):
@@ -86,6 +86,6 @@ def _is_in_the_way(why: Refusal, books: Books, windows: Iterable[Demand], demand
     return not of_resources and not books.pools_of(windows).isdisjoint(books.pools_of(demands))
 
 
-def _lasts(demand: Demand, moment: float) -> bool:
+def lasts(demand: Demand, moment: float) -> bool:
     """Whether it is still there then, for all that is known."""
     return demand.ends is None or demand.ends > moment

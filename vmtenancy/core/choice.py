@@ -32,6 +32,7 @@ from vmtenancy.core.options import (
 from vmtenancy.core.preemption import Preemption
 from vmtenancy.core.quota.policy import Fungibility
 from vmtenancy.core.requests import Admit, Demand
+from vmtenancy.core.search import first
 from vmtenancy.core.victims import Nomination
 
 Found = tuple[Admit, ...] | Nomination
@@ -136,19 +137,14 @@ _Try = Callable[[_Demands], Found | None]
 
 def _search(demands: _Demands, policy: Fungibility, fit: _Try, room: _Try) -> Found | None:
     """The full count, else as many units as get a place. Whether they do falls with the count, so it is bisected."""
-    if found := _best(ways(demands), policy, fit, room):
+
+    def best(lacking: int) -> Found | None:
+        return _best(ways(demands, lacking), policy, fit, room)
+
+    if found := best(0):
         return found
-    most = most_lacking(demands)
-    if not most or (found := _best(ways(demands, most), policy, fit, room)) is None:
-        return None
-    low, high = 1, most
-    while low < high:
-        middle = (low + high) // 2
-        if more := _best(ways(demands, middle), policy, fit, room):
-            found, high = more, middle
-        else:
-            low = middle + 1
-    return found
+    fewer: tuple[int, Found] | None = first(range(1, most_lacking(demands) + 1), best)
+    return fewer[1] if fewer else None
 
 
 def _best(tried: Iterable[_Demands], policy: Fungibility, fit: _Try, room: _Try) -> Found | None:

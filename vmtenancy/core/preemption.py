@@ -14,7 +14,6 @@ who comes later in the queue can undo what others were stopped for.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +27,8 @@ from vmtenancy.core.policies import Policies, Way
 from vmtenancy.core.quota.resources import Resource
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Demand
-from vmtenancy.core.victims import Candidate, Nomination, is_safe, leave, rank, youngest
+from vmtenancy.core.search import first
+from vmtenancy.core.victims import Candidate, Nomination, leave, rank, safe_times, youngest
 
 #: Nodes on which room is tried to be made, those with the fewest candidates first.
 _MOST_NODES = 16
@@ -75,16 +75,11 @@ class Preemption:
         needs = self._needs(demands, math.inf)
         candidates = (candidate for need in needs for candidate in self._candidates(demands, need, math.inf))
         safe = {until for candidate in candidates if (until := candidate.safe_until()) is not None}
-        times = sorted(filter(math.isfinite, safe))
-        if not times or (found := self._found(demands, times[-1])) is None:
-            return None
-        earlier = times[:-1]
-        first = bisect_left(earlier, 1, key=lambda moment: int(self._found(demands, moment) is not None))
-        return times[first], (self._found(demands, times[first]) if first < len(earlier) else None) or found
+        return first(sorted(filter(math.isfinite, safe)), lambda moment: self._found(demands, moment))
 
     @cached_property
     def _some_are_safe(self) -> bool:
-        return any(is_safe(admit) for admit in self._staying.values())
+        return any(map(safe_times, self._staying.values()))
 
     def find(self, demands: Sequence[Demand]) -> Nomination | None:
         """Places for demands that do not fit now, or None. Nothing is changed."""
@@ -165,8 +160,8 @@ class Preemption:
             found += self._choices(demands, [*own, *to_borrow])
         found += self._choices(demands, self._fairly(demands, candidates))
         tenant = demands[0].tenant
-        first = min((rank(nomination, tenant) for nomination in found), default=None)
-        equal = [nomination for nomination in found if rank(nomination, tenant) == first]
+        best = min((rank(nomination, tenant) for nomination in found), default=None)
+        equal = [nomination for nomination in found if rank(nomination, tenant) == best]
         return min(equal, key=lambda nomination: (self._cost(nomination), youngest(nomination)), default=None)
 
     def _fairly(self, demands: Sequence[Demand], candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -281,7 +276,7 @@ class Preemption:
         tenant = demands[0].tenant
         together: dict[str, list[Admit]] = defaultdict(list)
         for admit in self._staying.values():
-            together[admit.demand.group or f"/{admit.demand.key}"].append(admit)
+            together[admit.demand.together].append(admit)
         for grants in together.values():
             grants.sort(key=lambda grant: grant.demand.key)
             ways = frozenset.intersection(*(self._ways(demands, grant.demand, need) for grant in grants))

@@ -69,6 +69,11 @@ class Demand:
         if problems:
             raise VmtError.of(problems)
 
+    @property
+    def together(self) -> str:
+        """One name for all that is decided together with it: of its group, or of itself alone."""
+        return self.group or f"/{self.key}"
+
     def takes(self, resource: Resource) -> int:
         """How much it takes of a resource, in millicores or bytes."""
         match resource:
@@ -137,10 +142,10 @@ def volumes(key: str, tenant: str, storage: int) -> Admit:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The demand waits. `position` counts from 1 among the demands that wait for its pools; 0: in no
-    queue. `victims` are the keys of live grants that have to be stopped for it now. `nominated` are the units by class
-    that it gets once others have ended, where its demand leaves a choice. From `stops_from` on (seconds) others could
-    be stopped for it, who have not run for their least time yet; None: nobody.
+    """The demand waits. `position` counts from 1 among the demands that wait for the same `pools` (or resources), in
+    the longest of their queues; 0: in none. `victims` are the keys of live grants that have to be stopped for it now.
+    `nominated` are the units by class that it gets once others have ended, where its demand leaves a choice. From
+    `stops_from` on (seconds) others could be stopped for it, who have not run for their least time yet; None: nobody.
     """
 
     demand: Demand
@@ -152,6 +157,7 @@ class Wait:
     victims: tuple[str, ...] = ()
     nominated: tuple[tuple[str, int], ...] = ()
     stops_from: float | None = None
+    pools: tuple[str, ...] = ()
 
 
 Decision = Admit | Wait

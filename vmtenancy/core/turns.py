@@ -108,13 +108,12 @@ def _by_age(
         if demand.key in by_key:
             raise VmtError(Problem(Code.INVALID_FIELD, "demands", "keys must be unique", demand.key))
         by_key[demand.key] = demand
-        groups[demand.group or f"/{demand.key}"].append(demand)
+        groups[demand.together].append(demand)
 
-    first = {demand.group or key for key, demand in by_key.items() if key in promised}
+    first = {demand.together for key, demand in by_key.items() if key in promised}
 
     ranks = {
-        key: ((demand.group or key) not in first, *ordering.rank(demand), key)
-        for key, demand in by_key.items()
+        key: (demand.together not in first, *ordering.rank(demand), key) for key, demand in by_key.items()
     }
 
     def rank(demand: Demand) -> _Rank:

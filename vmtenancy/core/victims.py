@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vmtenancy.core.books import Books
 from vmtenancy.core.fleet.model import DeviceGrant
@@ -76,10 +76,23 @@ def leave(books: Books, candidate: Candidate) -> None:
         books.leave(admit)
 
 
-def is_safe(admit: Admit) -> bool:
-    """Whether a grant may not be stopped by some requests yet, since it has not run for its least time."""
+def safe_times(admit: Admit) -> list[float]:
+    """When a grant will have run for its least times, as long as it has not."""
     tenure = admit.tenure
-    return tenure.safe_within_tenant is not None or tenure.safe_within_cohort is not None
+    return [u for u in (tenure.safe_within_tenant, tenure.safe_within_cohort) if u is not None]
+
+
+def safe_at(admit: Admit, moment: float) -> Admit:
+    """The grant at a later moment: without the least run times that are over by then."""
+    if all(until > moment for until in safe_times(admit)):
+        return admit
+
+    def left(until: float | None) -> float | None:
+        return until if until is not None and until > moment else None
+
+    tenure = admit.tenure
+    within, outside = left(tenure.safe_within_tenant), left(tenure.safe_within_cohort)
+    return replace(admit, tenure=replace(tenure, safe_within_tenant=within, safe_within_cohort=outside))
 
 
 def rank(nomination: Nomination, tenant: str) -> tuple[bool, int, bool, int]:

@@ -66,7 +66,8 @@ def admit(view: View, fleet: Fleet, tree: QuotaTree) -> Admission:
         # What runs comes first: what waits is decided on a ledger that has it.
         releases = [*releases, *recovery.superseded][:room]
         ending = frozenset(grant.name for grant in releases)
-        given = [_allocation(view, asked, decision) for asked, decision in recovery.grants[:room]]
+        since = promised_at(view, (asked.demand for asked, _ in recovery.grants))
+        given = [_allocation(view, asked, decision, since) for asked, decision in recovery.grants[:room]]
         return Admission(commit_chain(view, given, releases), {}, requests.unclear, ending)
     waits: dict[str, Wait] = {}
     admits: list[Admit] = []
@@ -89,7 +90,8 @@ def admit(view: View, fleet: Fleet, tree: QuotaTree) -> Admission:
                 waits[uid_of(asked.owner)] = decision
             else:
                 admits.append(decision)
-    grants = [_allocation(view, requests.asked[a.demand.key], a) for a in _cut(admits, room)]
+    since = promised_at(view, (decision.demand for decision in admits))
+    grants = [_allocation(view, requests.asked[a.demand.key], a, since) for a in _cut(admits, room)]
     chain = commit_chain(view, grants, releases)
     return Admission(chain, waits, requests.unclear, ending, _preemptions(view, ending, waits.values()))
 
@@ -109,14 +111,10 @@ def _cut(admits: Sequence[Admit], room: int) -> Sequence[Admit]:
 def _preemptions(view: View, ending: frozenset[str], waits: Collection[Wait]) -> tuple[Chain, ...]:
     """Take back the grants of those that are stopped to make room, and let those be whose room nobody needs now."""
     by_key = {key_of_grant(grant): grant for grant in view.live if grant.name not in ending}
-
-    def together(wait: Wait) -> str:
-        return wait.demand.group or f"/{wait.demand.key}"
-
     promised: dict[str, dict[str, Units]] = defaultdict(dict)
     for wait in waits:
         if wait.nominated:
-            promised[together(wait)][wait.demand.key] = wait.nominated
+            promised[wait.demand.together][wait.demand.key] = wait.nominated
     chains = []
     for wait in waits:
         for victim in wait.victims:
@@ -132,7 +130,7 @@ def _preemptions(view: View, ending: frozenset[str], waits: Collection[Wait]) ->
                 message,
                 view.now,
                 preemptor=wait.demand.key,
-                promised=promised[together(wait)],
+                promised=promised[wait.demand.together],
                 since=since,
             )
             chains.append(Chain(f"preempt {victim} for {wait.demand.key}", (step,)))
@@ -150,7 +148,7 @@ def explain_requests(view: View) -> tuple[Requests, Fleet, QuotaTree, list[Admit
     return requests_of(view, ending), fleet_of(view), quota_tree_of(view), live, standing(view, ending)
 
 
-def _allocation(view: View, asked: Asked, decision: Admit) -> Object:
+def _allocation(view: View, asked: Asked, decision: Admit, since: Mapping[str, str]) -> Object:
     owner = ref_of(asked.owner)
     if decision.placement is None:
         node, grants = "", _hold_grants(view, decision)
@@ -191,7 +189,7 @@ def _allocation(view: View, asked: Asked, decision: Admit) -> Object:
         spec["preemptible"] = False
     if asked.hold:
         spec["parent"] = asked.hold
-    if promised := promised_at(view, asked.demand.key):
+    if promised := since.get(asked.demand.together):
         spec["promisedAt"] = promised
     return {
         "apiVersion": API_VERSION,

@@ -21,6 +21,7 @@ from vmtenancy.api.names import (
 )
 from vmtenancy.api.quantity import Quantity, parse_quantity, to_bytes, to_milli
 from vmtenancy.api.tenant import Tenant
+from vmtenancy.api.tenant import TenantQuota as TenantPoolQuota
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import DeviceFacts, Mode, NodeFacts, Offering, Pool
 from vmtenancy.core.quota.policy import BorrowWithinCohort, Fungibility, PreemptionPolicy, Preempts
@@ -88,16 +89,7 @@ def class_resources(cls: GpuClass) -> dict[Mode, str]:
 
 
 def _tenant_quota(name: str, tenant: Tenant) -> TenantQuota:
-    quota = tuple(
-        PoolQuota(
-            quota.pool,
-            quota.nominal,
-            quota.borrowing_limit,
-            quota.lending_limit,
-            {limit.name: limit.limit for limit in quota.classes},
-        )
-        for quota in tenant.spec.quota
-    )
+    quota = tuple(map(pool_quota, tenant.spec.quota))
     preemption = tenant.spec.preemption
     borrowing = preemption.borrow_within_cohort
     policy = PreemptionPolicy(
@@ -113,6 +105,12 @@ def _tenant_quota(name: str, tenant: Tenant) -> TenantQuota:
     )
     weight, resources = tenant.spec.fair_share.weight, resource_quota(tenant.spec.resources)
     return TenantQuota(name, tenant.spec.cohort, quota, policy, weight, resources, fungibility)
+
+
+def pool_quota(given: cohort.PoolQuota) -> PoolQuota:
+    """Quota in one pool; a tenant's with the caps of its classes."""
+    caps = {cap.name: cap.limit for cap in given.classes} if isinstance(given, TenantPoolQuota) else {}
+    return PoolQuota(given.pool, given.nominal, given.borrowing_limit, given.lending_limit, caps)
 
 
 def resource_quota(given: Iterable[cohort.ResourceQuota]) -> tuple[ResourceQuota, ...]:
@@ -152,10 +150,7 @@ def quota_tree_of(view: View) -> QuotaTree:
         CohortQuota(
             name,
             node.spec.parent,
-            tuple(
-                PoolQuota(quota.pool, quota.nominal, quota.borrowing_limit, quota.lending_limit)
-                for quota in node.spec.quota
-            ),
+            tuple(map(pool_quota, node.spec.quota)),
             node.spec.fair_share.weight,
             resource_quota(node.spec.resources),
         )

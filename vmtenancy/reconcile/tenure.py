@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from vmtenancy.api.lease import Duration, is_instant, seconds_of
 from vmtenancy.api.names import CHECKPOINTED_ANNOTATION
 from vmtenancy.api.tenant import Preemption, Tenant
-from vmtenancy.core.requests import Tenure
+from vmtenancy.core.requests import Demand, Tenure
 from vmtenancy.errors import VmtError
 from vmtenancy.reconcile.status import seconds
 from vmtenancy.reconcile.steps import Object
@@ -35,10 +37,17 @@ def checkpointed(owner: Object) -> float | None:
     return seconds(said) if is_instant(said) else None
 
 
-def promised_at(view: View, key: str) -> str | None:
-    """When others were stopped for a demand, of whom one is still there."""
-    times = (grant.object["status"]["revoked"]["at"] for grant in view.live if grant.preemptor == key)
-    return min(times, default=None)
+def promised_at(view: View, demands: Iterable[Demand]) -> dict[str, str]:
+    """When others, of whom one is still there, were stopped for demands: by what is decided together
+    (`Demand.together`), for they are stopped for one of a group.
+    """
+    together = {demand.key: demand.together for demand in demands}
+    times: dict[str, str] = {}
+    for grant in view.live if together else ():
+        if (name := together.get(grant.preemptor)) is not None:
+            at = grant.object["status"]["revoked"]["at"]
+            times[name] = min(at, times.get(name, at))
+    return times
 
 
 def preemption_of(view: View, tenant: str) -> Preemption:

@@ -14,10 +14,8 @@ from pathlib import Path
 
 import yaml
 
-from vmtenancy.api.cohort import PoolQuota
 from vmtenancy.api.gpuclass import PARTS_PER_GPU, share_parts
 from vmtenancy.api.parsing import validate
-from vmtenancy.api.tenant import TenantQuota
 from vmtenancy.core import admission
 from vmtenancy.core.explain.shortage import gpus
 from vmtenancy.core.fleet.arrays import Fleet
@@ -28,7 +26,7 @@ from vmtenancy.core.quota.policy import BorrowWithinCohort, Fungibility, Preempt
 from vmtenancy.core.quota.resources import BY_LABEL, Resource
 from vmtenancy.core.requests import Admit, Decision, Demand, Tenure, Wait, volumes
 from vmtenancy.errors import Code, Problem, VmtError
-from vmtenancy.reconcile.supply import MOST, resource_quota, units
+from vmtenancy.reconcile.supply import MOST, pool_quota, resource_quota, units
 from vmtenancy.testing.quota_case_format import (
     Cohort,
     Incoming,
@@ -166,7 +164,7 @@ def quota_of(case: QuotaCase, policies: Iterable[PreemptionPolicy]) -> tree.Quot
             tree.TenantQuota(
                 queue.name,
                 queue.cohort,
-                tuple(map(_pool_quota, queue.quota)),
+                tuple(map(pool_quota, queue.quota)),
                 policy,
                 queue.weight,
                 resource_quota(queue.resources),
@@ -181,18 +179,13 @@ def quota_of(case: QuotaCase, policies: Iterable[PreemptionPolicy]) -> tree.Quot
             tree.CohortQuota(
                 cohort.name,
                 cohort.parent,
-                tuple(map(_pool_quota, cohort.quota)),
+                tuple(map(pool_quota, cohort.quota)),
                 cohort.weight,
                 resource_quota(cohort.resources),
             )
             for cohort in case.cohorts
         ],
     )
-
-
-def _pool_quota(quota: PoolQuota) -> tree.PoolQuota:
-    caps = {cap.name: cap.limit for cap in quota.classes} if isinstance(quota, TenantQuota) else {}
-    return tree.PoolQuota(quota.pool, quota.nominal, quota.borrowing_limit, quota.lending_limit, caps)
 
 
 def _policy(preemption: Preemption, *, fair: bool) -> PreemptionPolicy:

@@ -7,6 +7,7 @@ priorities only as many are tried as a binary search needs. Of other classes the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,24 +16,21 @@ from types import MappingProxyType
 from vmtenancy.api.gpuclass import PARTS_PER_GPU
 from vmtenancy.api.gpuvm import HIGHEST_PRIORITY
 from vmtenancy.core.admission import decide
+from vmtenancy.core.books import class_refusal
 from vmtenancy.core.calendar import Reserved
-from vmtenancy.core.explain.question import Outcome, Question, first, with_units
+from vmtenancy.core.explain.question import Outcome, Question, with_units
 from vmtenancy.core.explain.refusal import Reason
 from vmtenancy.core.explain.shortage import utc
 from vmtenancy.core.explain.start import Start, start_of
 from vmtenancy.core.fleet.arrays import Fleet
-from vmtenancy.core.fleet.model import Runtime
-from vmtenancy.core.options import Units
-from vmtenancy.core.placement.best_fit import deliverable
+from vmtenancy.core.options import Units, units_text
 from vmtenancy.core.policies import DEFAULT, Policies
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Decision, Demand, Wait
+from vmtenancy.core.search import first
 
 #: Other classes that are tried.
 MOST_CLASSES = 8
-
-Requests = tuple[tuple[str, int], ...]
-"""Units by class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +76,8 @@ class Explanation:
     wait: Wait
     positions: Mapping[str, int]
     start: Start | None
-    smaller: Requests | None
-    other_class: Requests | None
+    smaller: Units | None
+    other_class: Units | None
     ends: float | None
     priority: Raised | None
     runs: int
@@ -88,7 +86,7 @@ class Explanation:
     def changes(self) -> tuple[str, ...]:
         """Each change in words: `would be admitted now with 2 x h100-80gb`."""
         admitted = [
-            f"would be admitted now with {_counted(requests)}"
+            f"would be admitted now with {units_text(requests)}"
             for requests in (self.smaller, self.other_class)
             if requests is not None
         ]
@@ -120,9 +118,9 @@ def explain(
     `now` is in seconds, as `Demand.ends`: what ends by then is about to. Raises KeyError where nothing of that key is
     demanded.
     """
-    engine = partial(decide, fleet, tree, promises=promises, policies=policies)
+    engine = partial(decide, fleet, tree, policies=policies)
     question = Question(
-        engine, fleet, tree, tuple(holds), tuple(demands), key, ending, promised, tuple(reserved)
+        engine, fleet, tree, tuple(holds), tuple(demands), key, ending, promised, tuple(reserved), promises
     )
     outcome = question.ask(question.holds, question.demands)
     wait = outcome.decision
@@ -131,60 +129,47 @@ def explain(
     smaller, other = _smaller(question), _other_class(question)
     ends, priority = _ends(question, wait), _priority(question, wait)
     start = start_of(question, outcome, now) if wait.position else None
-    positions = _positions(fleet, outcome.decisions, key)
+    positions = _positions(outcome.decisions, key)
     return Explanation(wait, positions, start, smaller, other, ends, priority, question.runs)
 
 
-def _counted(requests: Requests) -> str:
-    return ", ".join(f"{count} x {name}" for name, count in requests)
-
-
-def _positions(fleet: Fleet, decisions: Iterable[Decision], key: str) -> dict[str, int]:
+def _positions(decisions: Iterable[Decision], key: str) -> dict[str, int]:
     """Places in the queues of the pools that it waits for, as `decide` counts them."""
-    ahead: dict[str, int] = {}
+    ahead: Counter[str] = Counter()
     for decision in decisions:
-        pools: set[str] = set()
-        if isinstance(decision, Wait) and decision.position:
-            names = (name for name, _ in decision.demand.requests if name in fleet.offerings)
-            short = decision.shortage
-            pools = {short.pool} if short else {fleet.offerings[name].pool for name in names}
-        for pool in pools:
-            ahead[pool] = ahead.get(pool, 0) + 1
+        pools = decision.pools if isinstance(decision, Wait) else ()
+        ahead.update(pools)
         if decision.demand.key == key:
             return {pool: ahead[pool] for pool in sorted(pools)}
     raise KeyError(key)
 
 
-def _smaller(question: Question) -> Requests | None:
+def _smaller(question: Question) -> Units | None:
     """Fewer units of one class, the least taken away; a class may go where others stay."""
-    best: tuple[int, Requests] | None = None
+    best: tuple[int, Units] | None = None
     for i in range(len(question.demand.requests)):
         best = _less_of(question, i, best) or best
     return best and best[1]
 
 
-def _less_of(
-    question: Question, index: int, best: tuple[int, Requests] | None
-) -> tuple[int, Requests] | None:
+def _less_of(question: Question, index: int, best: tuple[int, Units] | None) -> tuple[int, Units] | None:
     """What is taken away, in parts, and what is left, if less is taken than in the `best` so far."""
     demand, fleet = question.demand, question.fleet
     name, count = demand.requests[index]
     if name not in fleet.offerings:
         return None
-    parts, granted = fleet.offerings[name].parts, dict[int, Requests]()
+    parts = fleet.offerings[name].parts
 
-    def helps(units: int) -> bool:
+    def granted(units: int) -> Units | None:
         decision = question.with_demand(with_units(demand, index, name, count - units)).decision
-        if isinstance(decision, Admit):
-            granted[units] = decision.demand.requests
-        return units in granted
+        return decision.demand.requests if isinstance(decision, Admit) else None
 
     most = count if len(demand.requests) > 1 else count - 1
-    least = first([n for n in range(1, most + 1) if best is None or n * parts < best[0]], helps)
-    return None if least is None else (least * parts, granted[least])
+    found = first([n for n in range(1, most + 1) if best is None or n * parts < best[0]], granted)
+    return found and (found[0] * parts, found[1])
 
 
-def _other_class(question: Question) -> Requests | None:
+def _other_class(question: Question) -> Units | None:
     """As many units of another class, in place of one."""
     fleet, demand = question.fleet, question.demand
     sizes = {name: offering.parts for name, offering in fleet.offerings.items()}
@@ -196,7 +181,8 @@ def _other_class(question: Question) -> Requests | None:
     tried = 0
     for _, name, i in candidates:
         changed = with_units(demand, i, name, demand.requests[i][1])
-        if not _is_deliverable(fleet, changed):
+        names = [name for name, _ in changed.requests]
+        if class_refusal(fleet, demand.runtime, demand.quota_alone, names):
             continue
         if tried == MOST_CLASSES:
             break
@@ -216,20 +202,10 @@ def _classes(question: Question) -> Iterable[str]:
     for name, offering in question.fleet.offerings.items():
         if (
             name not in asked
-            and offering.pool in question.fleet.pools
             and question.tree.is_open(demand.tenant, offering.pool)
             and all(name in maximum for maximum in allowed)
         ):
             yield name
-
-
-def _is_deliverable(fleet: Fleet, demand: Demand) -> bool:
-    names = [name for name, _ in demand.requests]
-    if not all(name in fleet.offerings for name in names):
-        return False
-    offerings = [fleet.offerings[name] for name in names]
-    together = [[each] for each in offerings] if demand.runtime is Runtime.HOLD else [offerings]
-    return demand.quota_alone or all(deliverable(demand.runtime, each) for each in together)
 
 
 def _ends(question: Question, wait: Wait) -> float | None:
@@ -239,14 +215,16 @@ def _ends(question: Question, wait: Wait) -> float | None:
     owners, now = question.owners, question.demand.ends
     starts = sorted({w.start for w in question.reserved if now is None or w.start < now}, reverse=True)
 
-    def good(end: float) -> bool:
+    def admitted(end: float) -> Outcome | None:
         def until(demand: Demand) -> Demand:
             shorter = demand.key in owners and (demand.ends is None or demand.ends > end)
             return replace(demand, ends=end) if shorter else demand
 
-        return _with(question, until).is_admitted
+        outcome = _with(question, until)
+        return outcome if outcome.is_admitted else None
 
-    return first(starts, good) if owners else None
+    found = first(starts, admitted) if owners else None
+    return found and found[0]
 
 
 def _priority(question: Question, wait: Wait) -> Raised | None:
@@ -267,11 +245,18 @@ def _priority(question: Question, wait: Wait) -> Raised | None:
             known[level] = _with(question, raised)
         return known[level]
 
-    if (least := first(levels, lambda level: at(level).is_admitted)) is not None:
-        return Raised(least)
-    if wait.reason is Reason.NOMINATED or (least := first(levels, lambda level: at(level).has_place)) is None:
+    def admitted(level: int) -> Outcome | None:
+        return outcome if (outcome := at(level)).is_admitted else None
+
+    def placed(level: int) -> Outcome | None:
+        return outcome if (outcome := at(level)).has_place else None
+
+    if found := first(levels, admitted):
+        return Raised(found[0])
+    if wait.reason is Reason.NOMINATED or (found := first(levels, placed)) is None:
         return None
-    return Raised(least, nominated=True, victims=at(least).victims)
+    least, outcome = found
+    return Raised(least, nominated=True, victims=outcome.victims)
 
 
 def _with(question: Question, change: Callable[[Demand], Demand]) -> Outcome:

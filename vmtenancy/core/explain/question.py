@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from vmtenancy.core.calendar import Reserved
 from vmtenancy.core.explain.refusal import Reason
 from vmtenancy.core.fleet.arrays import Fleet
 from vmtenancy.core.fleet.model import Runtime
+from vmtenancy.core.options import Units
 from vmtenancy.core.quota.tree import QuotaTree
 from vmtenancy.core.requests import Admit, Decision, Demand, Wait
-
-T = TypeVar("T")
 
 
 class Engine(Protocol):
@@ -27,6 +25,7 @@ class Engine(Protocol):
         ending: frozenset[str],
         promised: frozenset[str],
         reserved: Sequence[Reserved],
+        promises: Mapping[str, Units],
     ) -> list[Decision]:
         """The decisions in queue order."""
 
@@ -47,6 +46,7 @@ class Question:
     ending: frozenset[str]
     promised: frozenset[str]
     reserved: Sequence[Reserved]
+    promises: Mapping[str, Units]
     runs: int = 0
     demand: Demand = field(init=False)
 
@@ -57,11 +57,7 @@ class Question:
     @property
     def group(self) -> frozenset[str]:
         """The keys of all that is decided together with the demand, itself among them."""
-        return frozenset(
-            demand.key
-            for demand in self.demands
-            if demand.key == self.key or (demand.group and demand.group == self.demand.group)
-        )
+        return frozenset(demand.key for demand in self.demands if demand.together == self.demand.together)
 
     @property
     def owners(self) -> frozenset[str]:
@@ -89,6 +85,7 @@ class Question:
         ending: frozenset[str] | None = None,
         promised: frozenset[str] | None = None,
         reserved: Sequence[Reserved] | None = None,
+        promises: Mapping[str, Units] | None = None,
     ) -> Outcome:
         """What is decided of other holds and demands; all else is as it is."""
         self.runs += 1
@@ -98,6 +95,7 @@ class Question:
             self.ending if ending is None else ending,
             self.promised if promised is None else promised,
             self.reserved if reserved is None else reserved,
+            self.promises if promises is None else promises,
         )
         return Outcome(self.key, self.group, tuple(decisions))
 
@@ -132,20 +130,16 @@ class Outcome:
         return next((decision for decision in self.decisions if decision.demand.key == self.key), None)
 
     @property
+    def stops_from(self) -> float | None:
+        """As `Wait.stops_from`; None where it does not wait."""
+        found = self._found
+        return found.stops_from if isinstance(found, Wait) else None
+
+    @property
     def victims(self) -> tuple[str, ...]:
         """Whom it, or its group, stops."""
         ours = (d for d in self.decisions if isinstance(d, Wait) and d.demand.key in self.group)
         return tuple(victim for wait in ours for victim in wait.victims)
-
-
-def first(candidates: Sequence[T], good: Callable[[T], bool]) -> T | None:
-    """The first that is good, where all after a good one are good, too; each answer was asked for.
-
-    Asks at most 1 + ceil(log2 of their number) times.
-    """
-    if not candidates or not good(candidates[-1]):
-        return None
-    return candidates[bisect_left(candidates, True, hi=len(candidates) - 1, key=good)]
 
 
 def with_units(demand: Demand, index: int, name: str, count: int) -> Demand:

@@ -1,4 +1,5 @@
-"""When a demand that waits may start, from what ends by itself: leases, reservations, grants that are ending.
+"""When a demand that waits may start, from what ends by itself: leases, reservations, grants that are ending, and the
+least run times of those that may be stopped for it afterwards.
 
 Between two bounds, both found by the engine on the holds as they will be at each such moment:
 
@@ -7,18 +8,22 @@ Between two bounds, both found by the engine on the holds as they will be at eac
   long as its lease says, or for ever.
 
 Both assume that nobody new comes, no lease is renewed, nobody stops anything by hand, and nodes and quota stay as they
-are. What is preempted meanwhile waits again. So a person may make it sooner or later, but not by chance.
+are. What is preempted meanwhile waits again; what is admitted meanwhile has no least run time, for the engine is not
+told of any. So a person may make it sooner or later, but not by chance.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from vmtenancy.core.calendar import Reserved
-from vmtenancy.core.explain.question import Outcome, Question, first
+from vmtenancy.core.calendar import Reserved, lasts
+from vmtenancy.core.explain.question import Outcome, Question
 from vmtenancy.core.explain.shortage import utc
 from vmtenancy.core.requests import Admit, Demand, Wait
+from vmtenancy.core.search import first
+from vmtenancy.core.victims import safe_at, safe_times
 
 #: Most runs of the engine that look for the latest moment: fewer where each has much to decide.
 MOST_RUNS, LEAST_RUNS, ENOUGH = 64, 8, 20_000
@@ -55,7 +60,8 @@ class Start:
 def start_of(question: Question, outcome: Outcome, now: float) -> Start | None:
     """Between which moments the demand starts, of which `outcome` was decided now; None: nobody knows.
 
-    Asks at most 1 + log2 of the moments at which something ends or begins, and `MOST_RUNS` + `MOST_RUNS_ALONE` times.
+    Asks at most 1 + log2 of the moments at which something ends, least run times too, or begins, and `MOST_RUNS` +
+    `MOST_RUNS_ALONE` times.
     Of `MOST_RUNS` only as many, but `LEAST_RUNS`, as look at `ENOUGH` holds and demands in all.
     """
     stopped = frozenset(v for d in outcome.decisions if isinstance(d, Wait) for v in d.victims)
@@ -64,6 +70,11 @@ def start_of(question: Question, outcome: Outcome, now: float) -> Start | None:
         return None
     latest = _latest(question, now)
     return Start(min(earliest, latest) if latest is not None else earliest, latest, now)
+
+
+def _after(moment: float, times: Iterable[float | None]) -> float | None:
+    """The next of the times after a moment."""
+    return min((time for time in times if time is not None and time > moment), default=None)
 
 
 def _moments(question: Question, now: float) -> list[float]:
@@ -82,19 +93,40 @@ class _Alone:
         self._demands = [demand for demand in question.demands if demand.key in with_it]
 
     def earliest(self) -> float | None:
-        moments = _moments(self._question, self._now)
+        question, end = self._question, self._end()
+        moments = [moment for moment in _moments(question, self._now) if moment < end]
+        least = {until for admit in question.holds for until in safe_times(admit) if self._now < until < end}
         # Without windows there is only ever more room.
-        bound = first(moments, lambda moment: self._has_place(moment, windows=False))
-        if bound is None or not self._question.reserved:
-            return bound
-        after = [moment for moment in moments if moment >= bound][:MOST_RUNS_ALONE]
-        return next((moment for moment in after if self._has_place(moment, windows=True)), bound)
+        found = first(sorted(least.union(moments)), self._placed)
+        if found is None or not question.reserved:
+            return found and found[0]
+        moment = found[0]
+        for _ in range(MOST_RUNS_ALONE):
+            outcome = self._decided(moment, windows=True)
+            if outcome.has_place:
+                return moment
+            later = _after(moment, [*moments, outcome.stops_from])
+            if later is None:
+                break
+            moment = later
+        return found[0]
 
-    def _has_place(self, moment: float, *, windows: bool) -> bool:
+    def _end(self) -> float:
+        """From when on it can not start any more: a window is over, or what it draws on."""
+        demand, holds = self._question.demand, self._question.holds
+        over = [admit.demand.ends for admit in holds if admit.demand.key == demand.parent]
+        over += [demand.ends] if demand.quota_alone else []
+        return min((end for end in over if end is not None), default=math.inf)
+
+    def _placed(self, moment: float) -> Outcome | None:
+        """What is decided then, without windows, if it has a place."""
+        return outcome if (outcome := self._decided(moment, windows=False)).has_place else None
+
+    def _decided(self, moment: float, *, windows: bool) -> Outcome:
         reserved = self._question.reserved if windows else ()
         world = _World(self._question, self._demands, self._now, self._stopped, reserved)
         world.go_to(moment)
-        return world.ask().has_place
+        return world.ask()
 
 
 def _latest(question: Question, now: float) -> float | None:
@@ -113,7 +145,7 @@ def _latest(question: Question, now: float) -> float | None:
             if outcome.is_admitted:
                 return moment
             changed = world.go_on(outcome)
-        moment = world.next_moment()
+        moment = world.next_moment(outcome)
     return None
 
 
@@ -132,18 +164,22 @@ class _World:
         gone = question.ending | stopped
         self._holds = {a.demand.key: a for a in question.holds if a.demand.key not in gone}
         self._waiting = {demand.key: demand for demand in demands}
-        self._promised = set(question.promised)
+        self._promised, self._promises = set(question.promised), dict(question.promises)
+        #: Windows that have begun, by key: promised as long as they ask.
+        self._begun = {
+            key for key in question.promised if key in self._waiting and self._waiting[key].quota_alone
+        }
         self._windows = list(reserved)
 
     def go_to(self, moment: float) -> None:
-        """What ends by then has ended, what begins by then asks."""
+        """What ends by then has ended, what begins asks, and who has run for the least time may be stopped."""
         self._moment = moment
-        self._holds = {key: a for key, a in self._holds.items() if not _is_over(a.demand, moment)}
+        self._holds = {key: safe_at(a, moment) for key, a in self._holds.items() if lasts(a.demand, moment)}
         begun = [window.demand for window in self._windows if window.start <= moment]
         self._windows = [window for window in self._windows if window.start > moment]
         self._waiting |= {demand.key: demand for demand in begun}
-        self._promised |= {demand.key for demand in begun}
-        over = [key for key, d in self._waiting.items() if d.quota_alone and _is_over(d, moment)]
+        self._begun |= {demand.key for demand in begun}
+        over = [key for key, d in self._waiting.items() if d.quota_alone and not lasts(d, moment)]
         for key in over:
             del self._waiting[key]
 
@@ -154,30 +190,34 @@ class _World:
             self._holds.values(),
             demands,
             ending=frozenset(),
-            promised=frozenset(self._promised),
+            promised=frozenset(self._promised | self._begun),
             reserved=self._windows,
+            promises=self._promises,
         )
 
     def go_on(self, outcome: Outcome) -> bool:
         """Who is admitted holds, who is stopped waits again. Whether more can be decided at this moment."""
-        stopped = False
+        waits = [decision for decision in outcome.decisions if isinstance(decision, Wait)]
+        served = {wait.demand.together for wait in waits if wait.victims}
+        # What others were stopped for is promised once: they are gone when it is decided again.
+        promised = [wait for wait in waits if wait.demand.together in served]
+        self._promised = {wait.demand.key for wait in promised}
+        self._promises = {wait.demand.key: wait.nominated for wait in promised if wait.nominated}
         for decision in outcome.decisions:
             if isinstance(decision, Admit):
                 self._holds[decision.demand.key] = decision
                 del self._waiting[decision.demand.key]
-            elif decision.victims:
-                stopped = True
-                self._promised.add(decision.demand.key)
-                for key in decision.victims:
-                    # Nobody knows for how long it asks when it asks again.
-                    self._waiting[key] = replace(self._holds.pop(key).demand, ends=None)
-        return stopped
+            for key in decision.victims if isinstance(decision, Wait) else ():
+                # Nobody knows for how long it asks when it asks again.
+                self._waiting[key] = replace(self._holds.pop(key).demand, ends=None)
+        return bool(served)
 
-    def next_moment(self) -> float | None:
-        """The next at which something ends or begins."""
+    def next_moment(self, outcome: Outcome) -> float | None:
+        """The next at which something ends or begins, or others may be stopped for those that wait by the outcome."""
         times = [admit.demand.ends for admit in self._holds.values()]
         times += [window.start for window in self._windows]
-        return min((time for time in times if time is not None and time > self._moment), default=None)
+        times += [decision.stops_from for decision in outcome.decisions if isinstance(decision, Wait)]
+        return _after(self._moment, times)
 
     def _then(self, demand: Demand) -> Demand:
         """A lease begins when it is admitted, and ends with what it draws on."""
@@ -188,7 +228,3 @@ class _World:
         if parent is not None and parent.demand.ends is not None:
             ends = min(ends, parent.demand.ends)
         return replace(demand, ends=ends)
-
-
-def _is_over(demand: Demand, moment: float) -> bool:
-    return demand.ends is not None and demand.ends <= moment
