@@ -15,7 +15,8 @@ def install(
     context: Context = None,
     dry_run: Annotated[bool, typer.Option(help="Have the API server check it; write nothing.")] = False,
     agent_image: Annotated[
-        str | None, typer.Option(help="Image with vmtenancy and its extra `agent`: runs the agent on GPU nodes.")
+        str | None,
+        typer.Option(help="Image with vmtenancy and its extra `agent`: runs the agent on GPU nodes."),
     ] = None,
     agent_selector: Annotated[
         list[str] | None,
