@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import signal
@@ -32,6 +33,7 @@ from vmtenancy.cli.main import app
 from vmtenancy.errors import VmtError
 from vmtenancy.kube import errors
 from vmtenancy.kube.plain import PlainClient, connection
+from vmtenancy.testing.pki import Authority
 
 LONG_S = 3600.0
 
@@ -48,8 +50,8 @@ def nvml(library: Path, tmp_path: Path) -> Iterator[StandIn]:
 
 
 @pytest.fixture
-def server() -> Iterator[GpuNodeServer]:
-    with gpunode_server.serving() as server:
+def server(tmp_path: Path) -> Iterator[GpuNodeServer]:
+    with gpunode_server.serving(tmp_path / "pki") as server:
         yield server
 
 
@@ -60,7 +62,9 @@ def kubeconfig(server: GpuNodeServer, tmp_path: Path) -> Path:
     config = {
         "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
         "current-context": "c",
-        "clusters": [{"name": "k", "cluster": {"server": server.url}}],
+        "clusters": [
+            {"name": "k", "cluster": {"server": server.url, "certificate-authority": str(server.authority)}}
+        ],
         "users": [{"name": "u", "user": {"tokenFile": "token"}}],
     }
     path.write_text(yaml.safe_dump(config))
@@ -211,7 +215,7 @@ def test_errors_are_those_of_the_other_client(server: GpuNodeServer, kubeconfig:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         kubeconfig.write_text(
-            kubeconfig.read_text().replace(server.url, f"http://127.0.0.1:{free.getsockname()[1]}")
+            kubeconfig.read_text().replace(server.url, f"https://127.0.0.1:{free.getsockname()[1]}")
         )
         with pytest.raises(errors.UnavailableError, match="refused"):
             PlainClient(connection(kubeconfig)).get("/x")
@@ -226,6 +230,57 @@ def test_a_kubeconfig_that_is_none(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(errors.KubeError, match="no usable kubeconfig"):
         connection(path)
+
+
+def changed(path: Path, cluster: dict[str, Any] | None = None, user: dict[str, Any] | None = None) -> Path:
+    """The kubeconfig with other fields of its cluster and user."""
+    config = yaml.safe_load(path.read_text())
+    config["clusters"][0]["cluster"] |= cluster or {}
+    config["users"][0]["user"] |= user or {}
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("cluster", "user", "said"),
+    [
+        ({}, {"as": "admin", "as-groups": ["system:masters"]}, "its user has as, as-groups, which"),
+        ({}, {"username": "a", "password": "b"}, "its user has password, username, which"),
+        ({}, {"exec": {"command": "c"}}, "its user has exec, which"),
+        ({}, {"client-certificate-data": "YQ==", "client-key": "key"}, "its user needs client-certificate and"),
+        ({"proxy-url": "http://proxy"}, {}, "its cluster has proxy-url, which"),
+        ({"tls-server-name": "k8s"}, {}, "its cluster has tls-server-name, which"),
+        ({"server": "http://127.0.0.1:1"}, {}, "its user has tokenFile, and its server is http://"),
+        ({"server": "127.0.0.1:1"}, {}, "its server is not https://HOST:PORT"),
+        ({"server": "https://me:word@127.0.0.1:1"}, {}, "its server is not https://HOST:PORT"),
+    ],
+    ids=str,
+)
+def test_what_a_kubeconfig_says_is_done_or_refused(
+    kubeconfig: Path, cluster: dict[str, Any], user: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(errors.KubeError, match=re.escape(said)):
+        connection(changed(kubeconfig, cluster, user))
+
+
+def test_fields_that_say_nothing_are_no_harm(server: GpuNodeServer, kubeconfig: Path) -> None:
+    quiet = {"as": "", "as-groups": [], "exec": None, "extensions": [{"name": "e", "extension": {}}]}
+    client = PlainClient(connection(changed(kubeconfig, {"disable-compression": True}, quiet)))
+    server.stored = {"kind": "GpuNode"}
+    assert client.get("/x") == server.stored
+    without = changed(kubeconfig, {"server": "http://127.0.0.1:1"}, {"tokenFile": ""})
+    assert connection(without).token_file is None
+
+
+def test_only_the_authority_that_is_named_is_trusted(server: GpuNodeServer, kubeconfig: Path) -> None:
+    trusted = [one["subject"] for one in connection(kubeconfig).tls.get_ca_certs()]
+    assert trusted == [((("commonName", "authority"),),)]
+    other = Authority(kubeconfig.parent / "other", "other").cert
+    with pytest.raises(errors.UnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
+        PlainClient(connection(changed(kubeconfig, {"certificate-authority": str(other)}))).get("/x")
+    inline = base64.b64encode(server.authority.read_bytes()).decode()
+    both = connection(changed(kubeconfig, {"certificate-authority-data": inline}))
+    assert [one["subject"] for one in both.tls.get_ca_certs()] == trusted, "what is inline goes first"
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
