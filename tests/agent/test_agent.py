@@ -254,7 +254,6 @@ def changed(path: Path, cluster: dict[str, Any] | None = None, user: dict[str, A
         ({"server": "127.0.0.1:1"}, {}, "its server is not https://HOST:PORT"),
         ({"server": "https://me:word@127.0.0.1:1"}, {}, "its server is not https://HOST:PORT"),
     ],
-    ids=str,
 )
 def test_what_a_kubeconfig_says_is_done_or_refused(
     kubeconfig: Path, cluster: dict[str, Any], user: dict[str, Any], said: str

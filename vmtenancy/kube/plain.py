@@ -51,8 +51,8 @@ class Connection:
 def connection(kubeconfig: Path | None = None, context: str | None = None) -> Connection:
     """From `kubeconfig`, else `$KUBECONFIG` (its first file), else the pod's service account, else `~/.kube/config`.
 
-    Raises `KubeError` where nothing is usable, and for what is not supported: credentials that a program makes (`exec`),
-    acting as another (`as`), passwords, proxies, another name of the server, credentials without TLS.
+    Raises `KubeError` where nothing is usable, and for what is not supported: credentials that a program makes
+    (`exec`), acting as another (`as`), passwords, proxies, another name of the server, credentials without TLS.
     """
     named = str(kubeconfig or os.environ.get("KUBECONFIG", "").split(os.pathsep)[0])
     if not named and "KUBERNETES_SERVICE_HOST" in os.environ:
