@@ -247,7 +247,11 @@ def changed(path: Path, cluster: dict[str, Any] | None = None, user: dict[str, A
         ({}, {"as": "admin", "as-groups": ["system:masters"]}, "its user has as, as-groups, which"),
         ({}, {"username": "a", "password": "b"}, "its user has password, username, which"),
         ({}, {"exec": {"command": "c"}}, "its user has exec, which"),
-        ({}, {"client-certificate-data": "YQ==", "client-key": "key"}, "its user needs client-certificate and"),
+        (
+            {},
+            {"client-certificate-data": "YQ==", "client-key": "key"},
+            "its user needs client-certificate and",
+        ),
         ({"proxy-url": "http://proxy"}, {}, "its cluster has proxy-url, which"),
         ({"tls-server-name": "k8s"}, {}, "its cluster has tls-server-name, which"),
         ({"server": "http://127.0.0.1:1"}, {}, "its user has tokenFile, and its server is http://"),
@@ -318,6 +322,15 @@ def test_without_a_node_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NODE_NAME", raising=False)
     with pytest.raises(VmtError, match="VMT-A001: --node-name: the agent has to know its node"):
         run()
+
+
+@pytest.mark.parametrize("mode", ["--once", "--metrics-port=0"])
+def test_a_node_name_that_can_not_be(mode: str) -> None:
+    """It would become a part of the path that is asked for."""
+    with pytest.raises(
+        VmtError, match=r'VMT-A001: --node-name: invalid value \(found "\.\./x"\); expected a DNS name'
+    ):
+        run(mode, "--node-name=../x")
 
 
 def test_a_tree_that_is_none(tmp_path: Path) -> None:

@@ -279,6 +279,8 @@ def test_a_machine_whose_devices_say_no_class_is_refused_with_what_to_put_into_t
         {"devices": {"x": {"hostDevice": "nvidia.com/H100"}}},
         {"devices": {"x": {"gpuClass": "Not A Name"}}},
         {"addresses": {"0000:01:00.0": "10de2330"}},
+        {"addresses": {"0000:01:00": "10de:2330"}},
+        {"addresses": {"10de:2330": "10de:2330"}},
         {"networks": {"x": {"pod": False}}},
         {"disks": {"x": "-1"}},
     ],
@@ -286,6 +288,22 @@ def test_a_machine_whose_devices_say_no_class_is_refused_with_what_to_put_into_t
 def test_maps_that_are_wrong_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(VmtError):
         validate(DeviceMap, wrong)
+
+
+def test_names_of_the_map_and_of_wishes_are_told() -> None:
+    with pytest.raises(VmtError, match=r"VMT-A001: addresses\.0000:01:00.*with its function"):
+        validate(DeviceMap, {"addresses": {"0000:01:00": "10de:2330"}})
+    for wish, said in (
+        ({"namespace": ""}, 'namespace: invalid value .found "".; expected a DNS label'),
+        ({"namespace": "a/b"}, 'namespace: invalid value .found "a/b"'),
+        (
+            {"storage_class": "Fast SSD"},
+            'storageClass: invalid value .found "Fast SSD".; expected a DNS name',
+        ),
+    ):
+        with pytest.raises(VmtError, match=f"VMT-A001: {said}"):
+            Wishes(**wish)  # type: ignore[arg-type]
+    assert Wishes(namespace="design", storage_class="csi.fast").storage_class == "csi.fast"
 
 
 def test_the_map_of_the_documentation_is_one() -> None:

@@ -54,28 +54,25 @@ def agent(
     """Look at the GPUs of this node and keep its GpuNode up to date, until SIGTERM."""
     from vmtenancy.agent.agent import Agent
     from vmtenancy.agent.publisher import gpu_node
+    from vmtenancy.api.gpunode import GpuNode
+    from vmtenancy.api.parsing import check_text
     from vmtenancy.devices import sysfs
     from vmtenancy.errors import Code, Problem, VmtError
 
     if sysfs_root != _SYSFS and not (sysfs_root / sysfs.DEVICES).is_dir():
         message, expected = "holds no PCI tree", f"a folder with {sysfs.DEVICES}, as /sys has"
         raise VmtError(Problem(Code.INVALID_FIELD, "--sysfs-root", message, str(sysfs_root), expected))
+    name = node_name if node_name or not once else socket.gethostname().lower()
+    if not name:
+        message, expected = "the agent has to know its node", "a name, or $NODE_NAME"
+        raise VmtError(Problem(Code.INVALID_FIELD, "--node-name", message, "none", expected))
+    check_text(Annotated[str, GpuNode.name_text()], "--node-name", name)
     looking = Agent(sysfs_root=sysfs_root, nvml_deadline_s=nvml_deadline)
     try:
         if once:
-            _print(gpu_node(node_name or socket.gethostname().lower(), looking.look()), output)
-        elif node_name is None:
-            raise VmtError(
-                Problem(
-                    Code.INVALID_FIELD,
-                    "--node-name",
-                    "the agent has to know its node",
-                    "none",
-                    "a name, or $NODE_NAME",
-                )
-            )
+            _print(gpu_node(name, looking.look()), output)
         else:
-            _run(looking, node_name, interval, metrics_port, kubeconfig, context)
+            _run(looking, name, interval, metrics_port, kubeconfig, context)
     finally:
         looking.nvml.close()
 
