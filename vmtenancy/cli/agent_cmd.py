@@ -48,6 +48,9 @@ def agent(
     metrics_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of /metrics; 0: none.")
     ] = METRICS_PORT,
+    heartbeat: Annotated[
+        Path | None, typer.Option(help="File that is touched after each look: for a liveness probe.")
+    ] = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
@@ -72,13 +75,19 @@ def agent(
         if once:
             _print(gpu_node(name, looking.look()), output)
         else:
-            _run(looking, name, interval, metrics_port, kubeconfig, context)
+            _run(looking, name, interval, metrics_port, heartbeat, kubeconfig, context)
     finally:
         looking.nvml.close()
 
 
 def _run(
-    looking: Any, node: str, interval_s: float, port: int, kubeconfig: Path | None, context: str | None
+    looking: Any,
+    node: str,
+    interval_s: float,
+    port: int,
+    heartbeat: Path | None,
+    kubeconfig: Path | None,
+    context: str | None,
 ) -> None:
     import logging
     import signal
@@ -86,16 +95,25 @@ def _run(
 
     from vmtenancy.agent.metrics import serving
     from vmtenancy.agent.publisher import Publisher
+    from vmtenancy.errors import Code, Problem, VmtError
     from vmtenancy.kube.plain import PlainClient, connection
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     publisher = Publisher(PlainClient(connection(kubeconfig, context)), node)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: looking.stop())
+    try:
+        if heartbeat is not None:
+            heartbeat.touch()
+    except OSError as error:
+        message, expected = error.strerror or str(error), "a file that can be written"
+        raise VmtError(
+            Problem(Code.INVALID_FIELD, "--heartbeat", message, str(heartbeat), expected)
+        ) from None
     with ExitStack() as stack:
         if port:
             stack.enter_context(serving(port, lambda: looking.page(publisher)))
-        looking.run(publisher, interval_s)
+        looking.run(publisher, interval_s, heartbeat)
 
 
 def _print(node: dict[str, Any], output: Output) -> None:
