@@ -48,7 +48,8 @@ def publisher_of(kubeconfig: Path) -> Publisher:
 
 def run(*arguments: str) -> str:
     """What the command prints."""
-    done = CliRunner().invoke(app, ["agent", *arguments], catch_exceptions=False)
+    environment = {"NODE_NAME": None}
+    done = CliRunner().invoke(app, ["agent", *arguments], env=environment, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -181,8 +182,7 @@ def test_once_as_a_table(nvml: StandIn) -> None:
     ]
 
 
-def test_without_a_node_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NODE_NAME", raising=False)
+def test_without_a_node_name() -> None:
     with pytest.raises(VmtError, match="VMT-A001: --node-name: the agent has to know its node"):
         run()
 

@@ -185,7 +185,7 @@ def test_a_sick_device_gets_nothing(lab: Lab) -> None:
     assert lab.status(*A)["phase"] == "Running"
 
 
-def boot(lab: Lab, kind: str, boot_id: str) -> None:
+def boot(lab: Lab, kind: str, boot_id: str | None) -> None:
     """The node, or its agent, tells of a boot."""
     obj = lab.get(kind, "", "machines")
     said = {"bootId": boot_id} if kind == "GpuNode" else {"nodeInfo": {"bootID": boot_id}}
@@ -205,7 +205,7 @@ def test_what_was_seen_before_a_boot_gives_no_grants_and_takes_none(lab: Lab) ->
     boot(lab, "GpuNode", "two")
     lab.settle()
     assert lab.status("GpuVM", "vision", "b")["phase"] == "Running"
-    boot(lab, "GpuNode", "")  # an agent that can not tell: believed, too
+    boot(lab, "GpuNode", None)  # an agent that can not tell: believed, too
     boot(lab, "Node", "three")
     lab.apply(gpu_vm("c"))
     lab.settle()
