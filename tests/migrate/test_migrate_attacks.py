@@ -166,6 +166,34 @@ def test_headers_that_lie_are_refused_without_reading_what_they_promise(data: by
         ova.descriptor(io.BytesIO(data), MOST_BYTES)
 
 
+def test_an_archive_of_very_many_members_is_refused() -> None:
+    head = header("a", 0)
+    assert ova.descriptor(io.BytesIO(head * 9_999 + archive(("m.ovf", b"x"))), MOST_BYTES) == b"x"
+    with pytest.raises(VmtError, match="has too many members"):
+        ova.descriptor(io.BytesIO(head * 10_000 + archive(("m.ovf", b"x"))), MOST_BYTES)
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_come_in_headers_of_their_own(form: int) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as tar:
+        member = tarfile.TarInfo("m" * 200 + ".ovf")
+        member.size = 1
+        tar.addfile(member, io.BytesIO(b"x"))
+    assert ova.descriptor(out, MOST_BYTES) == b"x"
+
+
+def test_a_size_in_a_pax_header_is_refused() -> None:
+    """It would say where the next header is; the header itself then says something else."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("m.ovf")
+        member.pax_headers = {"size": "512"}
+        tar.addfile(member)
+    with pytest.raises(VmtError, match="has a size in a pax header"):
+        ova.descriptor(out, MOST_BYTES)
+
+
 def test_a_description_that_is_too_large_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "large.xml"
     with path.open("wb") as file:
