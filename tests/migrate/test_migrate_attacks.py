@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from migrate_samples import EXAMPLE, INPUTS, SAMPLES, converted
 from typer.testing import CliRunner
 
+from vmtenancy.api.parsing import validate
 from vmtenancy.cli.main import app
 from vmtenancy.errors import Code, VmtError
 from vmtenancy.migrate import ova
 from vmtenancy.migrate.convert import MOST_BYTES, READERS, Wishes, convert
-from vmtenancy.migrate.text import HIDDEN, shown, without_credentials
+from vmtenancy.migrate.devices import DeviceMap
+from vmtenancy.migrate.text import HIDDEN, integer, shown, without_credentials
 
 SECRETS = ("hunter2", "s3cr3t", "passw0rd", "tops3cret")
 
@@ -355,3 +357,31 @@ def test_machines_of_one_name_get_names_of_their_own() -> None:
     data = json.dumps({"servers": servers}).encode()
     machines = convert("openstack", data, Wishes(default_class="g"))
     assert len({machine.objects[0]["metadata"]["name"] for machine in machines}) == 3
+
+
+def test_a_password_in_notes_is_not_shown() -> None:
+    text = b"#root password=hunter2 is set\nmemory: 512\nhostpci0: 0000:41:00\n"
+    (done,) = convert("proxmox", text, Wishes(default_class="g"))
+    assert "is set" in json.dumps(done.objects)
+    assert "hunter2" not in json.dumps(done.objects)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"), [("h", "x.img?token=hunter2"), ("me:word@h", "x.img"), ("h", "x.img")]
+)
+def test_a_url_with_credentials_is_no_source(host: str, name: str) -> None:
+    text = f"""<domain><name>a</name><memory>1048576</memory><devices><disk type='network' device='disk'>
+    <source protocol='https' name='{name}'><host name='{host}' port='443'/></source><target dev='vda'/></disk>
+    </devices></domain>"""
+    answers = validate(DeviceMap, {"disks": {"vda": "1Gi"}})
+    (done,) = convert("libvirt", text.encode(), Wishes(default_class="g", answers=answers))
+    (volume,) = (obj for obj in done.objects if obj["kind"] == "DataVolume")
+    plain = {"http": {"url": "https://h:443/x.img"}}
+    assert volume["spec"]["source"] == (plain if (host, name) == ("h", "x.img") else {"upload": {}})
+    assert "hunter2" not in json.dumps(done.objects)
+
+
+@pytest.mark.parametrize("text", ["1_000", "\u0661", "1e3", "--1", ""])
+def test_numbers_are_as_sources_write_them(text: str) -> None:
+    with pytest.raises(VmtError, match="VMT-M001: memory: invalid value"):
+        integer("memory", text)

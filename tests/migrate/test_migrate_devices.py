@@ -314,6 +314,8 @@ def test_addresses_of_a_map_say_what_is_there() -> None:
     given_ = validate(DeviceMap, {"addresses": {"41:00.0": "10DE:2230"}})
     (card,) = resolve([Device("a", "pci", address="0000:41:00.0")], given_, HostFacts()).unresolved
     assert card.product == "RTX A6000"
+    (card,) = resolve([Device("a", "pci", address="0000:41:00")], given_, HostFacts()).unresolved
+    assert card.product == "RTX A6000", "a whole card is what its first function is"
 
 
 # -- readers --------------------------------------------------------------------------------------------------------
