@@ -36,6 +36,7 @@ $(VENV)/.base: pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,agent]'
+	command -v cc >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cc]'
 	touch $@
 
 # What building and running the real programs needs beyond `vmtenancy` itself: certificates, and Go where there is none.

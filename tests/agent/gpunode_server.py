@@ -1,13 +1,17 @@
-"""One GpuNode behind HTTP, and every request counted. What Kubernetes itself does is tested on the real API server."""
+"""One GpuNode behind HTTPS, and every request counted. What Kubernetes itself does is tested on the real API server."""
 
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from vmtenancy.testing.pki import LOOPBACK, Authority
 
 
 class GpuNodeServer:
@@ -21,6 +25,7 @@ class GpuNodeServer:
         self.refuse = 0
         self.seen = threading.Condition()
         self.url = ""
+        self.authority = Path()
 
     def answer(
         self, method: str, path: str, body: dict[str, Any] | None, token: str
@@ -48,8 +53,14 @@ class GpuNodeServer:
 
 
 @contextmanager
-def serving() -> Iterator[GpuNodeServer]:
+def serving(folder: Path) -> Iterator[GpuNodeServer]:
+    """`folder` is for its certificates."""
     state = GpuNodeServer()
+    authority = Authority(folder, "authority")
+    pair = authority.issue("server", "server", hosts=LOOPBACK)
+    state.authority = authority.cert
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(pair.cert, pair.key)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -72,7 +83,8 @@ def serving() -> Iterator[GpuNodeServer]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
+    server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    state.url = f"https://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     yield state

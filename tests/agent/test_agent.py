@@ -13,70 +13,28 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import gpunode_server
-import nvml_library
 import pci_tree
 import pytest
-import yaml
 from gpunode_server import GpuNodeServer
 from nvml_library import StandIn, address, board
 from typer.testing import CliRunner
 
 from vmtenancy.agent.agent import Agent
-from vmtenancy.agent.daemonset import daemonset
 from vmtenancy.agent.publisher import Publisher, same
 from vmtenancy.api import parse
 from vmtenancy.cli.main import app
 from vmtenancy.errors import VmtError
-from vmtenancy.kube import errors
 from vmtenancy.kube.plain import PlainClient, connection
 
 LONG_S = 3600.0
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nvml_library.build(tmp_path_factory.mktemp("nvml"))
-
-
-@pytest.fixture
-def nvml(library: Path, tmp_path: Path) -> Iterator[StandIn]:
-    with nvml_library.using(library, tmp_path) as stand_in:
-        yield stand_in
-
-
-@pytest.fixture
-def server() -> Iterator[GpuNodeServer]:
-    with gpunode_server.serving() as server:
-        yield server
-
-
-@pytest.fixture
-def kubeconfig(server: GpuNodeServer, tmp_path: Path) -> Path:
-    (tmp_path / "token").write_text("first\n")
-    path = tmp_path / "kubeconfig"
-    config = {
-        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-        "current-context": "c",
-        "clusters": [{"name": "k", "cluster": {"server": server.url}}],
-        "users": [{"name": "u", "user": {"tokenFile": "token"}}],
-    }
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-@pytest.fixture
-def agent(tmp_path: Path) -> Iterator[Agent]:
-    agent = Agent(sysfs_root=tmp_path / "no-sys", boot_id="one")
-    yield agent
-    agent.nvml.close()
-
-
 @contextmanager
-def running(agent: Agent, publisher: Publisher, interval_s: float = LONG_S) -> Iterator[None]:
-    thread = threading.Thread(target=agent.run, args=(publisher, interval_s), daemon=True)
+def running(
+    agent: Agent, publisher: Publisher, interval_s: float = LONG_S, heartbeat: Path | None = None
+) -> Iterator[None]:
+    thread = threading.Thread(target=agent.run, args=(publisher, interval_s, heartbeat), daemon=True)
     thread.start()
     yield
     agent.stop()
@@ -90,7 +48,8 @@ def publisher_of(kubeconfig: Path) -> Publisher:
 
 def run(*arguments: str) -> str:
     """What the command prints."""
-    done = CliRunner().invoke(app, ["agent", *arguments], catch_exceptions=False)
+    environment = {"NODE_NAME": None}
+    done = CliRunner().invoke(app, ["agent", *arguments], env=environment, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -165,8 +124,10 @@ def test_refused_writes_are_tried_again(
     nvml: StandIn, server: GpuNodeServer, kubeconfig: Path, agent: Agent
 ) -> None:
     server.refuse = 403
-    with running(agent, publisher_of(kubeconfig), 0.01):
+    heartbeat = kubeconfig.parent / "heartbeat"
+    with running(agent, publisher_of(kubeconfig), 0.01, heartbeat):
         server.wait_for(3)
+        assert heartbeat.exists(), "who can not write is alive"
         server.refuse = 0
         server.wait_for(len(server.requests) + 4)
     assert server.stored is not None
@@ -187,45 +148,6 @@ def test_what_the_server_fills_in_is_no_change() -> None:
         {"gpus": [{**stored["gpus"][0], "uuid": "GPU-1"}]},
     ):
         assert not same(status, change)
-
-
-# -- the client -------------------------------------------------------------------------------------------------------
-
-
-def test_tokens_are_read_anew(server: GpuNodeServer, kubeconfig: Path) -> None:
-    publisher = publisher_of(kubeconfig)
-    assert publisher.published() is None
-    (kubeconfig.parent / "token").write_text("second")
-    publisher.published()
-    assert server.tokens == ["first", "second"]
-
-
-def test_errors_are_those_of_the_other_client(server: GpuNodeServer, kubeconfig: Path) -> None:
-    client = PlainClient(connection(kubeconfig))
-    server.refuse = 403
-    with pytest.raises(errors.ForbiddenError, match="VMT-K001: GET /x: refused"):
-        client.get("/x")
-    server.refuse = 500
-    with pytest.raises(errors.UnknownOutcomeError):
-        client.create("/x", {}, "me")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        kubeconfig.write_text(
-            kubeconfig.read_text().replace(server.url, f"http://127.0.0.1:{free.getsockname()[1]}")
-        )
-        with pytest.raises(errors.UnavailableError, match="refused"):
-            PlainClient(connection(kubeconfig)).get("/x")
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "contexts: []", "{contexts: [{name: c}], current-context: c}", "contexts: [", "a: \x00"],
-)
-def test_a_kubeconfig_that_is_none(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "config"
-    path.write_text(text)
-    with pytest.raises(errors.KubeError, match="no usable kubeconfig"):
-        connection(path)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -260,10 +182,24 @@ def test_once_as_a_table(nvml: StandIn) -> None:
     ]
 
 
-def test_without_a_node_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NODE_NAME", raising=False)
+def test_without_a_node_name() -> None:
     with pytest.raises(VmtError, match="VMT-A001: --node-name: the agent has to know its node"):
         run()
+
+
+@pytest.mark.parametrize("mode", ["--once", "--metrics-port=0"])
+def test_a_node_name_that_can_not_be(mode: str) -> None:
+    """It would become a part of the path that is asked for."""
+    with pytest.raises(
+        VmtError, match=r'VMT-A001: --node-name: invalid value \(found "\.\./x"\); expected a DNS name'
+    ):
+        run(mode, "--node-name=../x")
+
+
+def test_a_heartbeat_that_can_not_be_written(kubeconfig: Path, tmp_path: Path) -> None:
+    where = ["--node-name=node-1", f"--kubeconfig={kubeconfig}", "--metrics-port=0"]
+    with pytest.raises(VmtError, match="VMT-A001: --heartbeat: No such file or directory"):
+        run(*where, f"--heartbeat={tmp_path}/no/heartbeat")
 
 
 def test_a_tree_that_is_none(tmp_path: Path) -> None:
@@ -323,62 +259,3 @@ def test_one_look_at_eight_gpus_takes_little_of_our_own_time(nvml: StandIn, agen
     looks = [agent.look(status) for _ in range(10)]
     assert looks == [status] * 10
     assert (agent.counts.own_seconds - before) / 10 <= 0.050
-
-
-def test_metrics_leave_out_what_can_not_be(nvml: StandIn, agent: Agent) -> None:
-    nvml.answer(board(2) | {"0.power": "!3", "1.temperature": "!15", "1.utilization": "!999"})
-    page = agent.page()
-    assert re.findall(r"vmtenancy_gpu_power_watts\{gpu=\"(.*)\"\}", page) == [address(1)]
-    assert re.findall(r"vmtenancy_gpu_temperature_celsius\{gpu=\"(.*)\"\}", page) == [address(0)]
-
-
-# -- where it runs ----------------------------------------------------------------------------------------------------
-
-
-def terms(obj: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    affinity = obj["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
-    found = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    return [(one["key"], one["values"]) for term in found for one in term["matchExpressions"]]
-
-
-def test_nodes_of_the_daemonset() -> None:
-    assert terms(daemonset("a")) == [
-        ("feature.node.kubernetes.io/pci-10de.present", ["true"]),
-        ("nvidia.com/gpu.present", ["true"]),
-    ]
-    assert terms(daemonset("a", [("gpu", "yes")])) == [("gpu", ["yes"])]
-
-
-def test_its_script_finds_a_driver_that_comes_later(library: Path, tmp_path: Path) -> None:
-    """The container's command, on a folder that plays its root: no library at first, then a driver container's."""
-    (container,) = daemonset("a")["spec"]["template"]["spec"]["containers"]
-    path = container["env"][1]["value"].replace("/run/nvml", f"{tmp_path}/run/nvml")
-    script = (
-        container["command"][2]
-        .replace("/run/nvml", f"{tmp_path}/run/nvml")
-        .replace("/host", f"{tmp_path}/host")
-    )
-    program = tmp_path / "bin" / "vmtenancy"
-    program.parent.mkdir()
-    program.write_text('#!/bin/sh\necho "$@"\n')
-    program.chmod(0o755)
-    done = subprocess.run(
-        ["sh", "-c", script],
-        capture_output=True,
-        text=True,
-        env={"PATH": f"{program.parent}:/usr/bin:/bin"},
-        check=True,
-    )
-    assert done.stdout.split() == ["agent", "--sysfs-root", f"{tmp_path}/host/sys"]
-    load = [sys.executable, "-c", "import ctypes; ctypes.CDLL('libnvidia-ml.so.1')"]
-    environment = {"LD_LIBRARY_PATH": path}
-    assert subprocess.run(load, env=environment, capture_output=True, check=False).returncode == 1
-    there = tmp_path / "host/run/nvidia/driver/usr/lib/x86_64-linux-gnu"
-    there.mkdir(parents=True)
-    (there / "libnvidia-ml.so.1").symlink_to(library / "libnvidia-ml.so.1")
-    assert subprocess.run(load, env=environment, check=False).returncode == 0
-
-
-def test_a_selector_needs_an_image_and_a_value() -> None:
-    for arguments in (["--agent-selector=a=b"], ["--agent-image=a", "--agent-selector=a"]):
-        assert CliRunner().invoke(app, ["install", *arguments]).exit_code == 2

@@ -179,13 +179,25 @@ def test_names_are_those_of_the_code():
     accounts = set(re.findall(r"system:serviceaccount:[-:a-z]+", text))
     assert accounts == {names.CONTROLLER_USER, names.AGENT_USER}
     assert set(re.findall(r"name: '([^']+)'", text)) == {names.GATE}
-    assert names.AGENT_GROUP in text
     selectors = [
         obj["spec"]["matchConstraints"]["namespaceSelector"]["matchExpressions"]
         for obj in OBJECTS
         if "namespaceSelector" in obj["spec" if "spec" in obj else "metadata"].get("matchConstraints", {})
     ]
     assert selectors == [[{"key": names.TENANT_LABEL, "operator": "Exists"}]] * 3
+
+
+def test_rights_are_of_service_accounts_of_ours_alone():
+    """A right that is bound to a user or a group is anyone's who can call himself that."""
+    subjects = [subject for obj in OBJECTS for subject in obj.get("subjects", ())]
+    assert {(one["kind"], one.get("namespace"), one["name"]) for one in subjects} == {
+        ("ServiceAccount", names.SYSTEM_NAMESPACE, names.CONTROLLER_ACCOUNT),
+        ("ServiceAccount", names.AGENT_NAMESPACE, names.AGENT_ACCOUNT),
+    }
+    groups = {
+        rule.strip() for text in expressions() for rule in re.findall(r"[^|&]*userInfo\.groups[^|&]*", text)
+    }
+    assert groups == {"'system:masters' in request.userInfo.groups"}
 
 
 def test_every_policy_is_bound_and_denies():
@@ -315,7 +327,7 @@ def test_policies(installed, controller, operator, crds, subtests):
             assert controller("DELETE", f"{GROUP}/{path}").code == 200
 
     with subtests.test("observations: written by the agent alone"):
-        agent = Caller(crds, "node-1-agent", names.AGENT_GROUP, "system:authenticated")
+        agent = agent_on(crds, admin, "x")
         seen = {"status": {"mode": "vm-vgpu"}}
         answer = operator("PATCH", f"{GROUP}/gpunodes/x/status", seen, MERGE)
         assert denied(answer, "observations.vmtenancy.io"), answer.body

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,14 +62,12 @@ def address(index: int) -> str:
 
 
 def build(folder: Path, *flags: str) -> Path:
-    """Compile the library into a folder, which is what the loader needs. Skips the test where nothing compiles C."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
+    """Compile the library into a folder, which is what the loader needs: by the machine's compiler, or PyPI's."""
+    compiler = ["cc"] if shutil.which("cc") else [sys.executable, "-m", "ziglang", "cc"]
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / "libnvidia-ml.so.1"
     command = [
-        "gcc",
+        *compiler,
         "-shared",
         "-fPIC",
         "-Wall",

@@ -170,6 +170,8 @@ def test_without_a_tree_silence_takes_nothing_out() -> None:
     assert reasons(after, A) == reasons(after, B) == ["NvmlSilent"]
     assert after["driverVersion"] == before["driverVersion"]
     assert gpu(after, A)["uuid"] == gpu(before, A)["uuid"]
+    fewer = look({}, answered(device(A)), before, now=T1)
+    assert [one["pciAddress"] for one in fewer["gpus"]] == [A], "NVML counts one, and tells of it"
     assert after["conditions"] == [
         {
             "type": "NvmlAnswers",
@@ -211,8 +213,26 @@ def test_an_xid_stays_until_boot_or_return() -> None:
     still = look(tree(), answered(device(B), count=2), lost, boot_id="one")
     assert reasons(lost, A) == reasons(still, A) == ["GpuLost", "XidError"]
     assert reasons(look(tree(), answered(*BOTH), still, boot_id="one"), A) == []
+    handed_over = look(tree(a="vfio-pci"), answered(device(B)), marked, boot_id="one")
+    assert reasons(handed_over, A) == [], "another driver has reset it"
     forgotten = look(tree(), answered(*BOTH), {}, boot_id="one")
     assert reasons(forgotten, A) == [], "who deletes the GpuNode has marks forgotten"
+
+
+def test_only_gpus_that_are_listed_are_peers() -> None:
+    status = look({}, answered(device(A, ancestors=[["0000:99:00.0", 40], [B, 40]]), device(B)))
+    assert [peer["pciAddress"] for peer in gpu(status, A)["peers"]] == [B]
+
+
+def test_truth_is_no_number() -> None:
+    """JSON's `true` is 1 to Python."""
+    assert reasons(look({}, answered(device(A, moduleId=True))), A) == ["InvalidFacts"]
+    assert reasons(look({}, answered(device(A, moduleId=1))), A) == []
+
+
+def test_messages_are_text_that_can_be_shown() -> None:
+    status = look(tree(), Reading(trouble=("InitializationFailed", "\x1b[2Jgone\u202e")))
+    assert status["conditions"][0]["message"] == "?[2Jgone?"
 
 
 def test_names_by_nvml_count_before_the_table() -> None:

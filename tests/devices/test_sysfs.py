@@ -16,6 +16,41 @@ from vmtenancy.devices.facts import status_of
 from vmtenancy.devices.nvml_process import Reading
 from vmtenancy.devices.sysfs import PciFunction, normal_address
 
+ROOT, PORT, UP = "pci0000:00", "0000:00:01.0", "0000:01:00.0"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "level"),
+    [
+        ((ROOT, PORT, UP, "0000:02:00.0", "a"), (ROOT, PORT, UP, "0000:02:01.0", "b"), "Single"),
+        ((ROOT, PORT, UP, "0000:02:00.0", "x", "a"), (ROOT, PORT, UP, "0000:02:01.0", "b"), "Multiple"),
+        ((ROOT, PORT, "a"), (ROOT, "0000:00:02.0", "b"), "HostBridge"),
+        (("pci0000:00", "a"), ("pci0000:80", "b"), "System"),
+        ((), (ROOT, "b"), ""),
+    ],
+)
+def test_how_two_gpus_meet(one: tuple[str, ...], other: tuple[str, ...], level: str) -> None:
+    """Where the NUMA nodes are not known; two that are not known are not the same."""
+    assert sysfs.ancestor(PciFunction("a", one), PciFunction("b", other)) == level
+
+
+def test_a_vgpu_type_can_be_made_where_one_function_makes_it() -> None:
+    texts, address = {"vendor": "0x10de", "class": "0x030200"}, "0000:3b:00.0"
+    virtual = [
+        PciFunction(f"0000:3b:00.{n}", links={"physfn": address}, vgpus=(("A40-8Q", count),))
+        for n, count in ((4, 1), (5, 0))
+    ]
+    found = sysfs.gpus_of([PciFunction(address, texts=texts), *virtual])
+    assert found[address]["vgpuTypes"] == [{"name": "A40-8Q", "creatable": True}]
+
+
+@pytest.mark.parametrize(("group", "known"), [("7", 7), ("2147483648", None), ("-1", None)])
+def test_iommu_groups_are_numbers_that_the_api_takes(group: str, known: int | None) -> None:
+    gpu = PciFunction(
+        "0000:3b:00.0", texts={"vendor": "0x10de", "class": "0x030200"}, links={"iommu_group": group}
+    )
+    assert sysfs.gpus_of([gpu])["0000:3b:00.0"].get("iommuGroup") == known
+
 
 def gpus(tree: PciTree) -> dict[str, sysfs.Facts]:
     return sysfs.gpus_of(sysfs.read(tree.root))

@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from migrate_samples import EXAMPLE, INPUTS, SAMPLES, converted
 from typer.testing import CliRunner
 
+from vmtenancy.api.parsing import validate
 from vmtenancy.cli.main import app
 from vmtenancy.errors import Code, VmtError
 from vmtenancy.migrate import ova
 from vmtenancy.migrate.convert import MOST_BYTES, READERS, Wishes, convert
-from vmtenancy.migrate.text import HIDDEN, shown, without_credentials
+from vmtenancy.migrate.devices import DeviceMap
+from vmtenancy.migrate.text import HIDDEN, integer, shown, without_credentials
 
 SECRETS = ("hunter2", "s3cr3t", "passw0rd", "tops3cret")
 
@@ -164,6 +166,34 @@ def sized(field: bytes) -> bytes:
 def test_headers_that_lie_are_refused_without_reading_what_they_promise(data: bytes, words: str) -> None:
     with pytest.raises(VmtError, match=words):
         ova.descriptor(io.BytesIO(data), MOST_BYTES)
+
+
+def test_an_archive_of_very_many_members_is_refused() -> None:
+    head = header("a", 0)
+    assert ova.descriptor(io.BytesIO(head * 9_999 + archive(("m.ovf", b"x"))), MOST_BYTES) == b"x"
+    with pytest.raises(VmtError, match="has too many members"):
+        ova.descriptor(io.BytesIO(head * 10_000 + archive(("m.ovf", b"x"))), MOST_BYTES)
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_come_in_headers_of_their_own(form: int) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as tar:
+        member = tarfile.TarInfo("m" * 200 + ".ovf")
+        member.size = 1
+        tar.addfile(member, io.BytesIO(b"x"))
+    assert ova.descriptor(out, MOST_BYTES) == b"x"
+
+
+def test_a_size_in_a_pax_header_is_refused() -> None:
+    """It would say where the next header is; the header itself then says something else."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("m.ovf")
+        member.pax_headers = {"size": "512"}
+        tar.addfile(member)
+    with pytest.raises(VmtError, match="has a size in a pax header"):
+        ova.descriptor(out, MOST_BYTES)
 
 
 def test_a_description_that_is_too_large_is_refused(tmp_path: Path) -> None:
@@ -327,3 +357,31 @@ def test_machines_of_one_name_get_names_of_their_own() -> None:
     data = json.dumps({"servers": servers}).encode()
     machines = convert("openstack", data, Wishes(default_class="g"))
     assert len({machine.objects[0]["metadata"]["name"] for machine in machines}) == 3
+
+
+def test_a_password_in_notes_is_not_shown() -> None:
+    text = b"#root password=hunter2 is set\nmemory: 512\nhostpci0: 0000:41:00\n"
+    (done,) = convert("proxmox", text, Wishes(default_class="g"))
+    assert "is set" in json.dumps(done.objects)
+    assert "hunter2" not in json.dumps(done.objects)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"), [("h", "x.img?token=hunter2"), ("me:word@h", "x.img"), ("h", "x.img")]
+)
+def test_a_url_with_credentials_is_no_source(host: str, name: str) -> None:
+    text = f"""<domain><name>a</name><memory>1048576</memory><devices><disk type='network' device='disk'>
+    <source protocol='https' name='{name}'><host name='{host}' port='443'/></source><target dev='vda'/></disk>
+    </devices></domain>"""
+    answers = validate(DeviceMap, {"disks": {"vda": "1Gi"}})
+    (done,) = convert("libvirt", text.encode(), Wishes(default_class="g", answers=answers))
+    (volume,) = (obj for obj in done.objects if obj["kind"] == "DataVolume")
+    plain = {"http": {"url": "https://h:443/x.img"}}
+    assert volume["spec"]["source"] == (plain if (host, name) == ("h", "x.img") else {"upload": {}})
+    assert "hunter2" not in json.dumps(done.objects)
+
+
+@pytest.mark.parametrize("text", ["1_000", "\u0661", "1e3", "--1", ""])
+def test_numbers_are_as_sources_write_them(text: str) -> None:
+    with pytest.raises(VmtError, match="VMT-M001: memory: invalid value"):
+        integer("memory", text)

@@ -271,21 +271,37 @@ def test_a_machine_whose_devices_say_no_class_is_refused_with_what_to_put_into_t
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "said"),
     [
-        {"device": {}},
-        {"devices": {"x": {}}},
-        {"devices": {"x": {"gpuClass": "a", "leave": True}}},
-        {"devices": {"x": {"hostDevice": "nvidia.com/H100"}}},
-        {"devices": {"x": {"gpuClass": "Not A Name"}}},
-        {"addresses": {"0000:01:00.0": "10de2330"}},
-        {"networks": {"x": {"pod": False}}},
-        {"disks": {"x": "-1"}},
+        ({"device": {}}, "VMT-A002: device: unknown field"),
+        ({"devices": {"x": {}}}, "VMT-A001: devices.x: .*exactly one"),
+        ({"devices": {"x": {"gpuClass": "a", "leave": True}}}, "VMT-A001: devices.x: .*exactly one"),
+        ({"devices": {"x": {"hostDevice": "nvidia.com/H100"}}}, "devices.x.hostDevice: .*no GPU"),
+        ({"devices": {"x": {"gpuClass": "Not A Name"}}}, "devices.x.gpuClass: .*a DNS name"),
+        ({"addresses": {"0000:01:00.0": "10de2330"}}, "addresses.0000:01:00.0: .*vendor:device in hex"),
+        ({"addresses": {"0000:01:00": "10de:2330"}}, "addresses.0000:01:00.*with its function"),
+        ({"addresses": {"10de:2330": "10de:2330"}}, "addresses.10de:2330.*with its function"),
+        ({"networks": {"x": {"pod": False}}}, "networks.x.pod: .*True"),
+        ({"disks": {"x": "-1"}}, "disks.x: .*quantity"),
     ],
 )
-def test_maps_that_are_wrong_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(VmtError):
+def test_maps_that_are_wrong_are_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(VmtError, match=said):
         validate(DeviceMap, wrong)
+
+
+def test_names_that_are_wished_can_be() -> None:
+    for wish, said in (
+        ({"namespace": ""}, 'namespace: invalid value .found "".; expected a DNS label'),
+        ({"namespace": "a/b"}, 'namespace: invalid value .found "a/b"'),
+        (
+            {"storage_class": "Fast SSD"},
+            'storageClass: invalid value .found "Fast SSD".; expected a DNS name',
+        ),
+    ):
+        with pytest.raises(VmtError, match=f"VMT-A001: {said}"):
+            Wishes(**wish)  # type: ignore[arg-type]
+    assert Wishes(namespace="design", storage_class="csi.fast").storage_class == "csi.fast"
 
 
 def test_the_map_of_the_documentation_is_one() -> None:
@@ -298,6 +314,8 @@ def test_addresses_of_a_map_say_what_is_there() -> None:
     given_ = validate(DeviceMap, {"addresses": {"41:00.0": "10DE:2230"}})
     (card,) = resolve([Device("a", "pci", address="0000:41:00.0")], given_, HostFacts()).unresolved
     assert card.product == "RTX A6000"
+    (card,) = resolve([Device("a", "pci", address="0000:41:00")], given_, HostFacts()).unresolved
+    assert card.product == "RTX A6000", "a whole card is what its first function is"
 
 
 # -- readers --------------------------------------------------------------------------------------------------------

@@ -185,6 +185,33 @@ def test_a_sick_device_gets_nothing(lab: Lab) -> None:
     assert lab.status(*A)["phase"] == "Running"
 
 
+def boot(lab: Lab, kind: str, boot_id: str | None) -> None:
+    """The node, or its agent, tells of a boot."""
+    obj = lab.get(kind, "", "machines")
+    said = {"bootId": boot_id} if kind == "GpuNode" else {"nodeInfo": {"bootID": boot_id}}
+    lab.cluster.replace({**obj, "status": {**obj["status"], **said}}, status=True)
+
+
+def test_what_was_seen_before_a_boot_gives_no_grants_and_takes_none(lab: Lab) -> None:
+    boot(lab, "GpuNode", "one")  # the node says nothing of it: the agent is believed
+    lab.apply(gpu_vm("a"))
+    lab.settle()
+    held = lab.grant(*A)
+    boot(lab, "Node", "two")
+    lab.apply(gpu_vm("b"))
+    lab.settle()
+    assert lab.reason("GpuVM", "vision", "b", of="Admitted") == "NoCapacity"
+    assert (lab.status(*A)["phase"], lab.grant(*A)) == ("Running", held)
+    boot(lab, "GpuNode", "two")
+    lab.settle()
+    assert lab.status("GpuVM", "vision", "b")["phase"] == "Running"
+    boot(lab, "GpuNode", None)  # an agent that can not tell: believed, too
+    boot(lab, "Node", "three")
+    lab.apply(gpu_vm("c"))
+    lab.settle()
+    assert lab.status("GpuVM", "vision", "c")["phase"] == "Running"
+
+
 @pytest.mark.parametrize("product", ["NVIDIA-GPU", "NVIDIA-H100-80GB-HBM3"])
 def test_what_is_half_known_of_a_sick_gpu_decides_nothing(lab: Lab, product: str) -> None:
     """The first GPU of the node is sick, its product and memory are what could be told without it."""

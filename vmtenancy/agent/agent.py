@@ -82,11 +82,13 @@ class Agent:
         self.counts.own_seconds += (asked - began) + (time.monotonic() - answered)
         return status
 
-    def run(self, publisher: Publisher, interval_s: float) -> None:
+    def run(self, publisher: Publisher, interval_s: float, heartbeat: Path | None = None) -> None:
         """Look and publish until `stop`. A look comes `interval_s` after the last one, or with an event before
-        that."""
+        that. `heartbeat` is touched after each round, also one that the API server refused."""
         while True:
             self._publish(publisher)
+            if heartbeat is not None:
+                heartbeat.touch()
             if self._wait(interval_s):
                 return
 

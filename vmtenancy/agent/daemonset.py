@@ -25,8 +25,12 @@ _LINKS: Final = "/run/nvml"
 _SCRIPT: Final = (
     f"n=0; for folder in {' '.join(_LIBRARY_FOLDERS)}; do n=$((n+1)); mkdir -p {_LINKS}/$n; "
     f"ln -sfn $folder/libnvidia-ml.so.1 {_LINKS}/$n/libnvidia-ml.so.1; done; "
-    "exec vmtenancy agent --sysfs-root /host/sys"
+    f"exec vmtenancy agent --sysfs-root /host/sys --heartbeat {_LINKS}/heartbeat"
 )
+#: A round may take long: each of 16 GPUs that hang costs its deadline and a new start of NVML (40 s), then three
+#: requests may time out. What is asked over the network could be kept busy by anyone, and the agent be killed for it.
+_ALIVE_S: Final = 1200
+_ALIVE: Final = f"test $(($(date +%s) - $(stat -c %Y {_LINKS}/heartbeat))) -lt {_ALIVE_S}"
 
 
 def daemonset(image: str, nodes: Iterable[tuple[str, str]] = GPU_NODES) -> dict[str, Any]:
@@ -41,6 +45,12 @@ def daemonset(image: str, nodes: Iterable[tuple[str, str]] = GPU_NODES) -> dict[
             {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
             {"name": "LD_LIBRARY_PATH", "value": library_path},
         ],
+        "livenessProbe": {
+            "exec": {"command": ["sh", "-c", _ALIVE]},
+            "initialDelaySeconds": 60,
+            "periodSeconds": 60,
+            "timeoutSeconds": 10,
+        },
         "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
         "resources": {"requests": {"cpu": "10m", "memory": "96Mi"}, "limits": {"memory": "192Mi"}},
         "securityContext": {"privileged": True, "readOnlyRootFilesystem": True},

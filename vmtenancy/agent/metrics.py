@@ -5,9 +5,10 @@ Read from NVML when Prometheus asks, so nothing is polled where nobody looks.
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
@@ -36,6 +37,8 @@ _GAUGES: Final = (
 )
 #: More of anything is garbage: a megawatt, a petabyte, a terahertz.
 _MOST: Final = 1 << 50
+#: Connections at one time; more are closed at once. Prometheus needs one.
+_AT_ONCE: Final = 8
 
 
 def gpu_families(samples: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -77,11 +80,47 @@ def _labels(labels: Mapping[str, str]) -> str:
     return "{" + ",".join(f'{key}="{value}"' for key, value in escaped) + "}"
 
 
+class _Server(ThreadingHTTPServer):
+    """At most `_AT_ONCE` connections, each with one request and a deadline: anyone in the cluster may connect."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int, handler: type[BaseHTTPRequestHandler], deadline_s: float) -> None:
+        self._deadline_s = deadline_s
+        self._free = threading.BoundedSemaphore(_AT_ONCE)
+        super().__init__(("", port), handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        # A timeout of the socket would begin anew with every byte that comes.
+        end = threading.Timer(self._deadline_s, _cut, (request,))
+        end.daemon = True
+        end.start()
+        try:
+            super().finish_request(request, client_address)
+        finally:
+            end.cancel()
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: that a client went away or was cut off is no trouble of ours."""
+
+
+def _cut(request: socket.socket) -> None:
+    with suppress(OSError):  # closed already
+        request.shutdown(socket.SHUT_RDWR)
+
+
 @contextmanager
-def serving(port: int, page: Callable[[], str]) -> Iterator[int]:
+def serving(port: int, page: Callable[[], str], deadline_s: float = 30.0) -> Iterator[int]:
     """Serve `/metrics` on all addresses from threads of its own; gives the port (for 0: one that is free).
 
-    Raises `OSError` where the port is taken.
+    A connection is cut after `deadline_s`. Raises `OSError` where the port is taken.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -99,8 +138,7 @@ def serving(port: int, page: Callable[[], str]) -> Iterator[int]:
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing: a line each scrape says nothing."""
 
-    server = ThreadingHTTPServer(("", port), Handler)
-    server.daemon_threads = True
+    server = _Server(port, Handler, deadline_s)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -76,9 +76,7 @@ GPU_RESOURCE_PREFIXES: Final = (
     "deviceclass.resource.kubernetes.io/",
 )
 
-#: Node agents act as this service account; in tests and the demo, where agents are no pods, as members of the
-#: group.
+#: Node agents act as this service account.
 AGENT_NAMESPACE: Final = "vmtenancy-agents"
 AGENT_ACCOUNT: Final = "vmtenancy-agent"
 AGENT_USER: Final = f"system:serviceaccount:{AGENT_NAMESPACE}:{AGENT_ACCOUNT}"
-AGENT_GROUP: Final = "vmtenancy:agents"

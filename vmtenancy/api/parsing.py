@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from vmtenancy.api.cohort import Cohort
@@ -58,6 +58,15 @@ def validate(model: type[_Model], value: object) -> _Model:
     except ValidationError as error:
         problems = [problem for detail in error.errors() for problem in _problems(model, detail)]
         raise VmtError.of(problems) from None
+
+
+def check_text(form: Any, path: str, value: str) -> None:
+    """Raise VmtError where a text that came by another way than an object is not of a type of `common`."""
+    try:
+        TypeAdapter(form).validate_python(value)
+    except ValidationError as error:
+        (detail,) = error.errors()
+        raise VmtError(_invalid(path, value, detail["ctx"]["expected"])) from None
 
 
 def field_path(parts: tuple[str | int, ...]) -> str:

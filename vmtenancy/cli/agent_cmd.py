@@ -48,40 +48,46 @@ def agent(
     metrics_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of /metrics; 0: none.")
     ] = METRICS_PORT,
+    heartbeat: Annotated[
+        Path | None, typer.Option(help="File that is touched after each look: for a liveness probe.")
+    ] = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
     """Look at the GPUs of this node and keep its GpuNode up to date, until SIGTERM."""
     from vmtenancy.agent.agent import Agent
     from vmtenancy.agent.publisher import gpu_node
+    from vmtenancy.api.gpunode import GpuNode
+    from vmtenancy.api.parsing import check_text
     from vmtenancy.devices import sysfs
     from vmtenancy.errors import Code, Problem, VmtError
 
     if sysfs_root != _SYSFS and not (sysfs_root / sysfs.DEVICES).is_dir():
         message, expected = "holds no PCI tree", f"a folder with {sysfs.DEVICES}, as /sys has"
         raise VmtError(Problem(Code.INVALID_FIELD, "--sysfs-root", message, str(sysfs_root), expected))
+    name = node_name if node_name or not once else socket.gethostname().lower()
+    if not name:
+        message, expected = "the agent has to know its node", "a name, or $NODE_NAME"
+        raise VmtError(Problem(Code.INVALID_FIELD, "--node-name", message, "none", expected))
+    check_text(Annotated[str, GpuNode.name_text()], "--node-name", name)
     looking = Agent(sysfs_root=sysfs_root, nvml_deadline_s=nvml_deadline)
     try:
         if once:
-            _print(gpu_node(node_name or socket.gethostname().lower(), looking.look()), output)
-        elif node_name is None:
-            raise VmtError(
-                Problem(
-                    Code.INVALID_FIELD,
-                    "--node-name",
-                    "the agent has to know its node",
-                    "none",
-                    "a name, or $NODE_NAME",
-                )
-            )
+            _print(gpu_node(name, looking.look()), output)
         else:
-            _run(looking, node_name, interval, metrics_port, kubeconfig, context)
+            _run(looking, name, interval, metrics_port, heartbeat, kubeconfig, context)
     finally:
         looking.nvml.close()
 
 
 def _run(
-    looking: Any, node: str, interval_s: float, port: int, kubeconfig: Path | None, context: str | None
+    looking: Any,
+    node: str,
+    interval_s: float,
+    port: int,
+    heartbeat: Path | None,
+    kubeconfig: Path | None,
+    context: str | None,
 ) -> None:
     import logging
     import signal
@@ -89,16 +95,25 @@ def _run(
 
     from vmtenancy.agent.metrics import serving
     from vmtenancy.agent.publisher import Publisher
+    from vmtenancy.errors import Code, Problem, VmtError
     from vmtenancy.kube.plain import PlainClient, connection
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     publisher = Publisher(PlainClient(connection(kubeconfig, context)), node)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: looking.stop())
+    try:
+        if heartbeat is not None:
+            heartbeat.touch()
+    except OSError as error:
+        message, expected = error.strerror or str(error), "a file that can be written"
+        raise VmtError(
+            Problem(Code.INVALID_FIELD, "--heartbeat", message, str(heartbeat), expected)
+        ) from None
     with ExitStack() as stack:
         if port:
             stack.enter_context(serving(port, lambda: looking.page(publisher)))
-        looking.run(publisher, interval_s)
+        looking.run(publisher, interval_s, heartbeat)
 
 
 def _print(node: dict[str, Any], output: Output) -> None:

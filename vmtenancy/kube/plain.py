@@ -27,6 +27,15 @@ Object = dict[str, Any]
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT_S: Final = 15.0
 _BODY_MOST: Final = 16 << 20
+#: What is read of a kubeconfig, and what changes nothing here. Anything else would change where we go or who we are.
+_CLUSTER_FIELDS: Final = frozenset(
+    {"server", "certificate-authority", "certificate-authority-data", "insecure-skip-tls-verify"}
+    | {"disable-compression", "extensions"}
+)
+_CREDENTIALS: Final = frozenset(
+    {"token", "tokenFile", "client-certificate", "client-certificate-data", "client-key", "client-key-data"}
+)
+_USER_FIELDS: Final = _CREDENTIALS | {"extensions"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,8 @@ class Connection:
 def connection(kubeconfig: Path | None = None, context: str | None = None) -> Connection:
     """From `kubeconfig`, else `$KUBECONFIG` (its first file), else the pod's service account, else `~/.kube/config`.
 
-    Credentials that a program makes (`exec`) are not supported. Raises `KubeError` where nothing is usable.
+    Raises `KubeError` where nothing is usable, and for what is not supported: credentials that a program makes
+    (`exec`), acting as another (`as`), passwords, proxies, another name of the server, credentials without TLS.
     """
     named = str(kubeconfig or os.environ.get("KUBECONFIG", "").split(os.pathsep)[0])
     if not named and "KUBERNETES_SERVICE_HOST" in os.environ:
@@ -77,12 +87,12 @@ def _of_file(path: Path, context: str | None) -> Connection:
     chosen = _named(config["contexts"], context or config.get("current-context"))["context"]
     cluster = _named(config["clusters"], chosen["cluster"])["cluster"]
     user = _named(config.get("users") or [], chosen["user"])["user"] or {}
-    if "exec" in user or "auth-provider" in user:
-        raise ValueError("its user gets credentials from a program, which the agent does not run")
+    _check(cluster, user)
     authority = _data(cluster, "certificate-authority")
-    tls = ssl.create_default_context(cadata=authority.decode() if authority else None)
-    if cluster.get("certificate-authority"):
-        tls.load_verify_locations(path.parent / cluster["certificate-authority"])
+    file = None if authority else cluster.get("certificate-authority")
+    tls = ssl.create_default_context(
+        cafile=path.parent / file if file else None, cadata=authority.decode() if authority else None
+    )
     if cluster.get("insecure-skip-tls-verify"):
         tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
     _load_certificate(tls, user, path.parent)
@@ -97,6 +107,18 @@ def _named(items: list[Object], name: str | None) -> Object:
         if item["name"] == name:
             return item
     raise ValueError(f"it has no entry named {name}")
+
+
+def _check(cluster: Mapping[str, Any], user: Mapping[str, Any]) -> None:
+    """Raises ValueError for what would be left out silently."""
+    for whose, entry, known in (("cluster", cluster, _CLUSTER_FIELDS), ("user", user, _USER_FIELDS)):
+        if unknown := sorted(name for name, value in entry.items() if value and name not in known):
+            raise ValueError(f"its {whose} has {', '.join(unknown)}, which the agent does not support")
+    at = urlsplit(cluster["server"])
+    if at.scheme not in ("https", "http") or not at.hostname or at.username:
+        raise ValueError("its server is not https://HOST:PORT")
+    if at.scheme == "http" and (sent := sorted(name for name in _CREDENTIALS if user.get(name))):
+        raise ValueError(f"its user has {', '.join(sent)}, and its server is http://: anyone could read it")
 
 
 def _data(entry: Mapping[str, Any], name: str) -> bytes:
@@ -115,8 +137,10 @@ def _load_certificate(tls: ssl.SSLContext, user: Mapping[str, Any], home: Path) 
             file.write(certificate + b"\n" + key)
             file.flush()
             tls.load_cert_chain(file.name)
-    elif user.get("client-certificate"):
+    elif user.get("client-certificate") and user.get("client-key"):
         tls.load_cert_chain(home / user["client-certificate"], home / user["client-key"])
+    elif any(user.get(name) for name in _CREDENTIALS if name.startswith("client-")):
+        raise ValueError("its user needs client-certificate and client-key, both as files or both as data")
 
 
 class PlainClient:

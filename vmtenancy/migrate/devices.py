@@ -25,6 +25,17 @@ _Ids = Annotated[
 ]
 
 
+#: The ids are those of one function: a card has none.
+_Address = Annotated[
+    str,
+    Text(
+        r"^([0-9a-fA-F]{1,8}:)?[0-9a-fA-F]{1,2}:[0-9a-fA-F]{1,2}\.[0-7]$",
+        16,
+        "a PCI address with its function, for example 0000:81:00.0",
+    ),
+]
+
+
 class DeviceAnswer(ApiModel):
     """What becomes of a device."""
 
@@ -61,7 +72,7 @@ class DeviceMap(ApiModel):
         default_factory=dict,
         description="By the address, uuid, name, profile or ids of a device: what becomes of it.",
     )
-    addresses: dict[str, _Ids] = Field(
+    addresses: dict[_Address, _Ids] = Field(
         default_factory=dict, description="By PCI address of the old host: the ids of what is there."
     )
     networks: dict[str, NetworkAnswer] = Field(

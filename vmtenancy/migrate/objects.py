@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from vmtenancy.api import names
-from vmtenancy.api.parsing import parse
+from vmtenancy.api.common import DnsLabel, DnsSubdomain
+from vmtenancy.api.parsing import check_text, parse
 from vmtenancy.errors import Code, Problem, VmtError
 from vmtenancy.migrate.devices import Card, DeviceMap, Resolution
 from vmtenancy.migrate.domain import domain_of
@@ -37,7 +38,8 @@ _BUSES: Final = ("virtio", "sata", "scsi", "usb")
 class Wishes:
     """What the user wants of the objects. `stem`: the name of a machine that has none, as its file has it.
 
-    `default_class`: for a machine whose devices say no class.
+    `default_class`: for a machine whose devices say no class. Raises VmtError (INVALID_FIELD) for a namespace or
+    storage class that can not be; of `name` and `default_class` the GpuVM says so.
     """
 
     namespace: str = "default"
@@ -46,6 +48,11 @@ class Wishes:
     default_class: str = ""
     storage_class: str = ""
     answers: DeviceMap = field(default_factory=DeviceMap)
+
+    def __post_init__(self) -> None:
+        check_text(DnsLabel, "namespace", self.namespace)
+        if self.storage_class:
+            check_text(DnsSubdomain, "storageClass", self.storage_class)
 
 
 @dataclass(frozen=True, slots=True)

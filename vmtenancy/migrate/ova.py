@@ -1,7 +1,8 @@
 """OVA archives: the descriptor in them, and nothing that an archive should not have.
 
-Only headers are read, so that an archive may be as large as its disks are. Rules: DMTF DSP0243 (a tar whose first file
-is the descriptor), POSIX ustar and pax.
+Only headers are read, so that an archive may be as large as its disks are. Not by `tarfile`: it reads an extended
+header whole, however long that says it is. Rules: DMTF DSP0243 (a tar whose first file is the descriptor), POSIX ustar
+and pax.
 """
 
 from __future__ import annotations

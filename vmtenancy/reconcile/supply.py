@@ -162,7 +162,8 @@ def quota_tree_of(view: View) -> QuotaTree:
 def node_facts(view: View, node: Object, used: Mapping[str, tuple[int, int]]) -> NodeFacts | None:
     """Facts about one node, or None where it has no GPUs.
 
-    The agent's GpuNode is believed before labels and capacities. `used` is (millicores, bytes) by node that pods
+    The agent's GpuNode is believed before labels and capacities; until it has looked after a boot, no device there is
+    healthy. `used` is (millicores, bytes) by node that pods
     without a grant ask for.
     """
     name = node["metadata"]["name"]
@@ -188,8 +189,11 @@ def node_facts(view: View, node: Object, used: Mapping[str, tuple[int, int]]) ->
         cordoned = set(agent.spec.cordoned_devices)
         gpus = sorted(agent.status.gpus, key=lambda gpu: gpu.pci_address)
         product, memory = _kind_of(gpus)
+        known = _is_of_this_boot(node, agent)
         devices = tuple(
-            DeviceFacts(g.pci_address, g.healthy and g.product == product, g.pci_address in cordoned)
+            DeviceFacts(
+                g.pci_address, known and g.healthy and g.product == product, g.pci_address in cordoned
+            )
             for g in gpus
         )
         mode = agent.status.mode or mode
@@ -206,6 +210,12 @@ def node_facts(view: View, node: Object, used: Mapping[str, tuple[int, int]]) ->
         cpu=min(to_milli(allocatable.get("cpu", "0")), MOST) - cpu_used,
         memory=min(to_bytes(allocatable.get("memory", "0")), MOST) - memory_used,
     )
+
+
+def _is_of_this_boot(node: Object, agent: GpuNode) -> bool:
+    """Whether the agent looked since the node's last boot, as far as both say: what was healthy before may be gone."""
+    boot = ((node.get("status") or {}).get("nodeInfo") or {}).get("bootID")
+    return not boot or not agent.status.boot_id or agent.status.boot_id == boot
 
 
 def _kind_of(gpus: Sequence[ObservedGpu]) -> tuple[str, int]:
