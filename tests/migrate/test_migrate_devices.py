@@ -242,14 +242,15 @@ def test_profiles_of_vgpus(name: str, profile: str) -> None:
 
 def test_suggested_classes_are_names_of_classes() -> None:
     assert suggested_class("RTX 6000 Ada") == "rtx-6000-ada"
-    assert suggested_class("H100 SXM5 80GB") == "h100-sxm5-80gb"
+    assert suggested_class("NVIDIA-H100-80GB-HBM3") == "h100-80gb-hbm3"
+    assert suggested_class("Tesla M10") == "m10"
 
 
 def test_what_is_known_but_not_mapped_is_suggested_and_unresolved() -> None:
     (done,) = converted("vmx", {})
     assert {gpu["class"] for gpu in done.objects[0]["spec"]["gpus"]} == {
-        "h100-sxm5-80gb",
-        "a100-pcie-80gb",
+        "h100-80gb-hbm3",
+        "a100-80gb-pcie",
         "a100-8c",
     }
     assert len(done.devices.unresolved) == 4
@@ -313,9 +314,9 @@ def test_the_map_of_the_documentation_is_one() -> None:
 def test_addresses_of_a_map_say_what_is_there() -> None:
     given_ = validate(DeviceMap, {"addresses": {"41:00.0": "10DE:2230"}})
     (card,) = resolve([Device("a", "pci", address="0000:41:00.0")], given_, HostFacts()).unresolved
-    assert card.product == "RTX A6000"
+    assert card.product == "NVIDIA-RTX-A6000"
     (card,) = resolve([Device("a", "pci", address="0000:41:00")], given_, HostFacts()).unresolved
-    assert card.product == "RTX A6000", "a whole card is what its first function is"
+    assert card.product == "NVIDIA-RTX-A6000", "a whole card is what its first function is"
 
 
 # -- readers --------------------------------------------------------------------------------------------------------

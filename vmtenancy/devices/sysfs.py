@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from vmtenancy.devices.products import PRODUCTS
+from vmtenancy.core.fleet.products import PRODUCTS
 
 Facts = dict[str, Any]
 

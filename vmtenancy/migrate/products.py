@@ -8,43 +8,36 @@ from __future__ import annotations
 import re
 from typing import Final
 
-#: GPUs: vendor:device to the product.
+from vmtenancy.core.fleet.products import PRODUCTS
+
+#: GPUs: vendor:device to the product; beside those that the agent knows, such as it has no memory or exact name for.
 GPUS: Final[dict[str, str]] = {
+    **{f"10de:{number:04x}": product.name for number, product in PRODUCTS.items()},
     **{"10de:13bd": "Tesla M10", "10de:13f2": "Tesla M60", "10de:17fd": "Tesla M40"},
-    **{"10de:15f7": "Tesla P100 PCIe 12GB", "10de:15f8": "Tesla P100 PCIe 16GB"},
-    **{"10de:15f9": "Tesla P100 SXM2 16GB", "10de:1b38": "Tesla P40", "10de:1bb3": "Tesla P4"},
-    **{"10de:1bb4": "Tesla P6", "10de:1db1": "Tesla V100 SXM2 16GB", "10de:1db4": "Tesla V100 PCIe 16GB"},
-    **{"10de:1db5": "Tesla V100 SXM2 32GB", "10de:1db6": "Tesla V100 PCIe 32GB"},
-    **{"10de:1db8": "Tesla V100 SXM3 32GB", "10de:1df6": "Tesla V100S PCIe 32GB"},
+    **{"10de:15f7": "Tesla P100 PCIe 12GB", "10de:1bb4": "Tesla P6", "10de:1db8": "Tesla V100 SXM3 32GB"},
     **{"10de:1e30": "Quadro RTX 6000", "10de:1e78": "Quadro RTX 6000", "10de:1eb0": "Quadro RTX 5000"},
-    **{"10de:1eb1": "Quadro RTX 4000", "10de:1eb8": "Tesla T4"},
-    **{"10de:20b0": "A100 SXM4 40GB", "10de:20b1": "A100 PCIe 40GB", "10de:20f1": "A100 PCIe 40GB"},
-    **{"10de:20b2": "A100 SXM4 80GB", "10de:20b5": "A100 PCIe 80GB", "10de:20b3": "A100 SXM 64GB"},
-    **{"10de:20b7": "A30", "10de:20f3": "A800 SXM4 80GB", "10de:20f5": "A800 PCIe 80GB"},
-    **{"10de:2235": "A40", "10de:2236": "A10", "10de:2237": "A10G", "10de:25b6": "A2"},
-    **{"10de:2230": "RTX A6000", "10de:2231": "RTX A5000", "10de:2232": "RTX A4500"},
-    **{"10de:2233": "RTX A5500", "10de:24b0": "RTX A4000", "10de:2531": "RTX A2000"},
-    **{"10de:2571": "RTX A2000 12GB", "10de:26b1": "RTX 6000 Ada", "10de:26b5": "L40", "10de:26b9": "L40S"},
-    **{"10de:27b8": "L4", "10de:2330": "H100 SXM5 80GB", "10de:2331": "H100 PCIe 80GB"},
-    **{"10de:2321": "H100 NVL 94GB", "10de:2322": "H800 PCIe 80GB", "10de:2324": "H800 SXM5 80GB"},
-    **{"10de:2335": "H200 SXM 141GB", "10de:233b": "H200 NVL 141GB", "10de:2342": "GH200 480GB"},
-    **{"10de:2901": "B200"},
+    **{"10de:1eb1": "Quadro RTX 4000", "10de:20b1": "A100 PCIe 40GB", "10de:20b3": "A100 SXM 64GB"},
+    **{"10de:20f3": "A800 SXM4 80GB", "10de:20f5": "A800 PCIe 80GB", "10de:25b6": "A2"},
     **{
-        "10de:1c82": "GeForce GTX 1050 Ti",
-        "10de:1b80": "GeForce GTX 1080",
-        "10de:1b06": "GeForce GTX 1080 Ti",
+        "10de:2232": "RTX A4500",
+        "10de:2233": "RTX A5500",
+        "10de:24b0": "RTX A4000",
+        "10de:2531": "RTX A2000",
     },
-    **{"10de:1e07": "GeForce RTX 2080 Ti", "10de:2204": "GeForce RTX 3090", "10de:2206": "GeForce RTX 3080"},
-    **{"10de:2203": "GeForce RTX 3090 Ti", "10de:2208": "GeForce RTX 3080 Ti"},
-    **{"10de:2484": "GeForce RTX 3070", "10de:2486": "GeForce RTX 3060 Ti", "10de:2503": "GeForce RTX 3060"},
-    **{"10de:2684": "GeForce RTX 4090", "10de:2704": "GeForce RTX 4080", "10de:2786": "GeForce RTX 4070"},
-    **{"1002:66a1": "Instinct MI50", "1002:738c": "Instinct MI100", "1002:738e": "Instinct MI100"},
-    **{"1002:7408": "Instinct MI250X", "1002:740c": "Instinct MI250", "1002:740f": "Instinct MI210"},
-    **{"1002:74a0": "Instinct MI300A", "1002:74a1": "Instinct MI300X", "1002:74a5": "Instinct MI325X"},
-    **{"1002:73a1": "Radeon Pro V620", "1002:73ae": "Radeon Pro V620", "1002:7362": "Radeon Pro V520"},
-    **{"1002:6860": "Instinct MI25", "1002:6864": "Radeon Pro V340"},
-    **{"8086:56c0": "Data Center GPU Flex 170", "8086:56c1": "Data Center GPU Flex 140"},
-    **{"8086:0bd5": "Data Center GPU Max 1550", "8086:0bda": "Data Center GPU Max 1100"},
+    **{"10de:2571": "RTX A2000 12GB", "10de:2322": "H800 PCIe 80GB", "10de:2324": "H800 SXM5 80GB"},
+    **{"10de:2342": "GH200 480GB", "10de:1c82": "GeForce GTX 1050 Ti", "10de:1b80": "GeForce GTX 1080"},
+    **{"10de:1b06": "GeForce GTX 1080 Ti", "10de:1e07": "GeForce RTX 2080 Ti"},
+    **{"10de:2204": "GeForce RTX 3090", "10de:2206": "GeForce RTX 3080", "10de:2203": "GeForce RTX 3090 Ti"},
+    **{"10de:2208": "GeForce RTX 3080 Ti", "10de:2484": "GeForce RTX 3070"},
+    **{"10de:2486": "GeForce RTX 3060 Ti", "10de:2503": "GeForce RTX 3060", "10de:2684": "GeForce RTX 4090"},
+    **{"10de:2704": "GeForce RTX 4080", "10de:2786": "GeForce RTX 4070", "1002:66a1": "Instinct MI50"},
+    **{"1002:738c": "Instinct MI100", "1002:738e": "Instinct MI100", "1002:7408": "Instinct MI250X"},
+    **{"1002:740c": "Instinct MI250", "1002:740f": "Instinct MI210", "1002:74a0": "Instinct MI300A"},
+    **{"1002:74a1": "Instinct MI300X", "1002:74a5": "Instinct MI325X", "1002:73a1": "Radeon Pro V620"},
+    **{"1002:73ae": "Radeon Pro V620", "1002:7362": "Radeon Pro V520", "1002:6860": "Instinct MI25"},
+    **{"1002:6864": "Radeon Pro V340", "8086:56c0": "Data Center GPU Flex 170"},
+    **{"8086:56c1": "Data Center GPU Flex 140", "8086:0bd5": "Data Center GPU Max 1550"},
+    **{"8086:0bda": "Data Center GPU Max 1100"},
 }
 #: Audio, USB and Type-C functions that sit on a GPU's card.
 _FUNCTIONS: Final = {
@@ -110,5 +103,10 @@ def is_gpu_mdev(name: str) -> bool:
 
 
 def suggested_class(product: str) -> str:
-    """A name that a GpuClass for this product may well have: `h100-sxm5-80gb`."""
-    return re.sub(r"[^a-z0-9.]+", "-", product.lower()).strip("-.")
+    """A name that a GpuClass for this product may well have: `h100-80gb-hbm3` of `NVIDIA-H100-80GB-HBM3`."""
+    return (
+        re.sub(r"[^a-z0-9.]+", "-", product.lower())
+        .strip("-.")
+        .removeprefix("nvidia-")
+        .removeprefix("tesla-")
+    )

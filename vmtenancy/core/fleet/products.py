@@ -1,4 +1,5 @@
-"""Products by PCI device id, for GPUs that NVML can not see: bound to vfio-pci, to another driver, or to none.
+"""Products of NVIDIA by PCI device id: of GPUs that NVML can not see (bound to vfio-pci, another driver, or none), and
+of those that machines of other platforms had.
 
 Ids as in the PCI ID database (https://pci-ids.ucw.cz); names as GPU feature discovery writes them: NVML's name, `-`
 for a space. Ids that stand for boards of several names or sizes are left out: a guess would put a GPU into the
